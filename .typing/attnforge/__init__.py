@@ -1,0 +1,1 @@
+../../attnforge/__init__.py

@@ -1,0 +1,114 @@
+"""Renders a variant's module through its schedule's template."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property, lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+
+from attnforge.codegen.errors import CodegenError
+from attnforge.codegen.head_dims import Chunk
+from attnforge.codegen.schedules import fields_of
+from attnforge.codegen.spec import AttentionSpec
+from attnforge.codegen.variant import Variant
+
+
+class UnsafeValueError(CodegenError):
+    """A value reached a template that is not an int, a bool, an enum member or text that codegen made."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(
+            f"a template may print ints, bools and enum members, not {type(value).__name__} {value!r}"
+        )
+
+
+class _Identifier(str):
+    """Text that codegen made itself: names of specs and variants, chunk suffixes."""
+
+
+def _printed(value: object) -> object:
+    """What a template may print: a caller's string can never become code."""
+    if value is None or isinstance(value, bool | int | _Identifier):
+        return value
+    if isinstance(value, Enum):
+        return repr(str(value.value))
+    if isinstance(value, str) and value.isascii() and (value == "" or value.isalnum()):
+        return value
+    raise UnsafeValueError(value)
+
+
+def _names(stem: str, chunks: Sequence[Chunk]) -> _Identifier:
+    """The variables that hold a tile's chunks, as an argument list: ``acc0, acc1``, or ``acc`` when there is one."""
+    return _Identifier(", ".join(f"{stem}{chunk.suffix}" for chunk in chunks))
+
+
+@dataclass(frozen=True)
+class TemplateSet:
+    """The templates of one folder: the installed ones, or another folder's for tests of the gates."""
+
+    folder: Path
+
+    @cached_property
+    def environment(self) -> jinja2.Environment:
+        """Strict: an undefined name is an error; nothing but checked values is printed."""
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(self.folder),
+            undefined=jinja2.StrictUndefined,
+            finalize=_printed,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            autoescape=False,
+        )
+        environment.filters["names"] = _names
+        return environment
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits that change when any template does."""
+        hashed = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*.jinja")):
+            hashed.update(
+                path.relative_to(self.folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+            )
+        return hashed.hexdigest()[:16]
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def installed() -> TemplateSet:
+        """The templates that came with attnforge."""
+        return TemplateSet(Path(str(files("attnforge.templates"))))
+
+
+def command_for(spec: AttentionSpec) -> str:
+    """The command that renders a spec's default variant."""
+    dims = f"--head-dim {spec.head_dim}"
+    if spec.head_dim_v != spec.head_dim:
+        dims += f" --head-dim-v {spec.head_dim_v}"
+    return f"attnforge generate {dims} --pass {spec.pass_} {'--causal' if spec.causal else '--no-causal'}"
+
+
+def render(variant: Variant, templates: TemplateSet | None = None) -> str:
+    """The source text of a variant's module.
+
+    Deterministic: equal variants and templates give equal text. Raises UnsafeValueError or jinja2.UndefinedError when a
+    template asks for what it must not have.
+    """
+    templates = templates or TemplateSet.installed()
+    definition = variant.definition
+    return templates.environment.get_template(definition.template).render(
+        spec=variant.spec,
+        config=variant.config,
+        config_fields=fields_of(variant.config),
+        variant_name=_Identifier(variant.name),
+        command=_Identifier(command_for(variant.spec)),
+        template_name=_Identifier(definition.template),
+        template_digest=_Identifier(templates.digest),
+        **definition.context(variant.spec, variant.config),
+    )

@@ -1,0 +1,1 @@
+"""Finds the best configs for a GPU."""
