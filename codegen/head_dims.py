@@ -1,7 +1,7 @@
 """A head dim as power-of-two pieces: Triton's block shapes are powers of two, head dims are not.
 
-Padding 80 to 128 wastes over a third of the matrix work; 80 = 64 + 16 does not. On an H200 two chunks measured 1.06-1.35 x
-padding in the portable forward, three chunks mostly lost (0.89-0.98), so which one is a tunable.
+Padding 80 to 128 wastes over a third of the matrix work; 80 = 64 + 16 does not. On an H200 two chunks measured
+1.06-1.35 x padding in the portable forward, three chunks mostly lost (0.89-0.98), so which one is a tunable.
 """
 
 from __future__ import annotations

@@ -23,9 +23,7 @@ class UnsafeValueError(CodegenError):
     """A value reached a template that is not an int, a bool, an enum member or text that codegen made."""
 
     def __init__(self, value: object) -> None:
-        super().__init__(
-            f"a template may print ints, bools and enum members, not {type(value).__name__} {value!r}"
-        )
+        super().__init__(f"a template may print ints, bools and enum members, not {type(value).__name__} {value!r}")
 
 
 class _Identifier(str):
@@ -74,9 +72,7 @@ class TemplateSet:
         """Sixteen hex digits that change when any template does."""
         hashed = hashlib.sha256()
         for path in sorted(self.folder.rglob("*.jinja")):
-            hashed.update(
-                path.relative_to(self.folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
-            )
+            hashed.update(path.relative_to(self.folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
         return hashed.hexdigest()[:16]
 
     @staticmethod

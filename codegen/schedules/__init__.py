@@ -30,4 +30,4 @@ def default_config(spec: AttentionSpec, dtype: DType, limits: Limits) -> tuple[S
 
 def fields_of(config: Config) -> dict[str, Choice]:
     """A config as plain data, in the order of its declaration."""
-    return {field.name: getattr(config, field.name) for field in fields(config)}  # type: ignore[arg-type]
+    return {field.name: getattr(config, field.name) for field in fields(config)}

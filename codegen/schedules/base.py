@@ -6,9 +6,9 @@ A new hardware scheme is one more module beside this one, one more template, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from attnforge.codegen.errors import ConfigError
 from attnforge.codegen.spec import AttentionSpec, DType, Pass
@@ -33,7 +33,7 @@ class Limits:
 class Config(Protocol):
     """The tunables of one schedule for one pass: a frozen dataclass of ints, bools and enums."""
 
-    __dataclass_fields__: ClassVar[dict[str, object]]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def name(self) -> str:

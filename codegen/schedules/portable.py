@@ -47,7 +47,7 @@ class PortableForwardConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortableBackwardConfig:
-    """Tunables of the portable backward: a dK/dV kernel (one program a key block) and a dQ kernel (one a query block)."""
+    """Tunables of the portable backward: a dK/dV kernel (one program a key block), a dQ kernel (one a query block)."""
 
     dkdv_block_m: int
     dkdv_block_n: int
@@ -71,6 +71,8 @@ class PortableBackwardConfig:
 
 
 TILE_FIELDS = ("block_m", "block_n", "num_warps", "num_stages")
+DKDV_FIELDS = tuple(f"dkdv_{field}" for field in TILE_FIELDS)
+DQ_FIELDS = tuple(f"dq_{field}" for field in TILE_FIELDS)
 
 
 def _tile(prefix: str, config: Config) -> tuple[int, int, int, int]:
@@ -94,9 +96,7 @@ def _tile_name(prefix: str, config: Config) -> str:
 def _widths(spec: AttentionSpec, config: Config) -> tuple[int, int]:
     """Columns that blocks of q/k and of v take, padding included."""
     split: HeadDimSplit = config.head_dim_split  # type: ignore[attr-defined]
-    widths = (
-        sum(chunk.width for chunk in split_head_dim(d, split)) for d in (spec.head_dim, spec.head_dim_v)
-    )
+    widths = (sum(chunk.width for chunk in split_head_dim(d, split)) for d in (spec.head_dim, spec.head_dim_v))
     qk, v = widths
     return qk, v
 
@@ -178,9 +178,7 @@ def _split_choices(spec: AttentionSpec) -> tuple[Choice, ...]:
     return (HeadDimSplit.CHUNKS, HeadDimSplit.PADDED)
 
 
-def _forward_space(
-    spec: AttentionSpec, dtype: DType, limits: Limits, quick: bool
-) -> dict[str, tuple[Choice, ...]]:
+def _forward_space(spec: AttentionSpec, dtype: DType, limits: Limits, quick: bool) -> dict[str, tuple[Choice, ...]]:
     if dtype is DType.FP32:
         return {"block_m": (32, 64), "block_n": (16, 32), "num_warps": (4, 8), "num_stages": (1, 2),
                 "head_dim_split": _split_choices(spec)}  # fmt: skip
@@ -193,9 +191,7 @@ def _forward_space(
     }
 
 
-def _backward_space(
-    spec: AttentionSpec, dtype: DType, limits: Limits, quick: bool
-) -> dict[str, tuple[Choice, ...]]:
+def _backward_space(spec: AttentionSpec, dtype: DType, limits: Limits, quick: bool) -> dict[str, tuple[Choice, ...]]:
     tiles: tuple[Choice, ...] = (64, 128) if quick else (32, 64, 128)
     stages: tuple[Choice, ...] = (2, 3)
     if dtype is DType.FP32:
@@ -243,20 +239,10 @@ def _backward_default(spec: AttentionSpec, dtype: DType, limits: Limits) -> Conf
     if dtype is DType.FP32:
         tiles = [((32, 32, 4, 1), (32, 32, 4, 1)), ((16, 16, 2, 1), (16, 16, 2, 1))]
     split = best_split(spec.head_dim, spec.head_dim_v)
-    candidates: list[Config] = [
-        PortableBackwardConfig(
-            dkdv_block_m=dkdv[0],
-            dkdv_block_n=dkdv[1],
-            dkdv_num_warps=dkdv[2],
-            dkdv_num_stages=dkdv[3],
-            dq_block_m=dq[0],
-            dq_block_n=dq[1],
-            dq_num_warps=dq[2],
-            dq_num_stages=dq[3],
-            head_dim_split=split,
-        )  # fmt: skip
-        for dkdv, dq in tiles
-    ]
+    candidates: list[Config] = []
+    for dkdv, dq in tiles:
+        fields = dict(zip((*DKDV_FIELDS, *DQ_FIELDS), (*dkdv, *dq), strict=True))
+        candidates.append(PortableBackwardConfig(**fields, head_dim_split=split))
     return _first_that_fits(spec, candidates, dtype, limits)
 
 
@@ -287,10 +273,7 @@ BACKWARD = ScheduleDefinition(
     constraints=CONSTRAINTS,
     default=_backward_default,
     shared_memory_estimate=_backward_shared_memory,
-    kernels={
-        "dkdv": tuple(f"dkdv_{field}" for field in TILE_FIELDS),
-        "dq": tuple(f"dq_{field}" for field in TILE_FIELDS),
-    },
+    kernels={"dkdv": DKDV_FIELDS, "dq": DQ_FIELDS},
     supports=_supports,
 )
 _DEFINITIONS = {Pass.FORWARD: FORWARD, Pass.BACKWARD: BACKWARD}
