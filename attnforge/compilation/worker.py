@@ -1,0 +1,138 @@
+"""Worker processes: a parent's handle on one, and what a worker itself runs.
+
+A worker answers one request at a time, stays alive between them, and is killed with everything it started when it
+passes a deadline. Requests and replies travel as frames on a socket of their own, so whatever is printed does no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, NoReturn
+
+from attnforge.compilation.frames import FrameError, receive_frame, send_frame
+from attnforge.compilation.outcome import Failure, FailureKind
+
+START_DEADLINE_S = 180.0
+"""To import torch and triton: 3 s when idle, far more on a machine that compiles on every core."""
+READY = b"ready"
+_BYTES_QUOTED = 2000
+
+
+class Worker:
+    """A child process, in a session of its own, that answers frames.
+
+    ``command`` gets the descriptor of its socket as its last argument and calls serve().
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="attnforge-worker-", ignore_cleanup_errors=True)
+        self._output: IO[bytes] = Path(self._folder.name, "output").open("ab+")
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                start_new_session=True,
+                env={**environment, "TMPDIR": self._folder.name},
+            )
+        self._is_ready = False
+        self._killing = threading.Lock()
+
+    @property
+    def pid(self) -> int:
+        """Of the child, and of its process group."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """False once it was killed, by a deadline or by its own fault."""
+        return self._process.returncode is None
+
+    @property
+    def output_size(self) -> int:
+        """Bytes that it has printed so far."""
+        return self._output.seek(0, os.SEEK_END)
+
+    def ask(self, request: bytes, deadline_s: float) -> bytes | Failure:
+        """The reply to a request. After a Failure the worker is dead: start another.
+
+        The deadline counts from when the worker is up.
+        """
+        printed = self.output_size if self._is_ready else 0
+        try:
+            if not self._is_ready:
+                self._is_ready = receive_frame(self._connection, START_DEADLINE_S) == READY
+            send_frame(self._connection, request)
+            return receive_frame(self._connection, deadline_s)
+        except TimeoutError:
+            self.kill()
+            limit = f"{deadline_s:g} s" if self._is_ready else f"{START_DEADLINE_S:g} s to start"
+            return Failure(FailureKind.TIMEOUT, f"passed its deadline of {limit}; its process group was killed")
+        except (FrameError, OSError) as error:
+            self.kill()
+            return Failure(FailureKind.CRASH, f"{self._death(error)}{self.printed_since(printed)}")
+
+    def printed_since(self, position: int) -> str:
+        """The end of what it has printed since ``position``, on lines of its own; empty when it printed nothing."""
+        self._output.seek(max(position, self.output_size - _BYTES_QUOTED))
+        text = self._output.read().decode(errors="replace").strip()
+        return f"\n{text}" if text else ""
+
+    def kill(self) -> None:
+        """Kill it and all that it started; harmless when it is dead already, and from another thread."""
+        with self._killing:
+            if self._process.returncode is None:
+                # Not reaped yet, so the group still is its own, even when the process itself has died.
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+
+    def close(self) -> None:
+        """Kill it and remove what it left in its temporary folder."""
+        self.kill()
+        self._connection.close()
+        self._output.close()
+        self._folder.cleanup()
+
+    def _death(self, error: Exception) -> str:
+        code = self._process.returncode
+        if code < 0 and code != -signal.SIGKILL:
+            return f"its process died of {signal.Signals(-code).name}"
+        return f"its process ended with code {code}" if code >= 0 else f"its process was killed ({error})"
+
+
+def serve(descriptor: int, answer: Callable[[bytes], bytes]) -> NoReturn:
+    """What a worker runs: answer the frames that arrive on ``descriptor`` until the parent is gone."""
+    os.set_inheritable(descriptor, False)  # a stuck ptxas must not hold the socket open
+    connection = socket.socket(fileno=descriptor)
+    requests: SimpleQueue[bytes] = SimpleQueue()
+    # A thread of its own reads, so that a parent's death is noticed while a compiler runs.
+    threading.Thread(target=_read_until_parent_ends, args=(connection.dup(), requests), daemon=True).start()
+    send_frame(connection, READY)
+    while True:
+        send_frame(connection, answer(requests.get()))
+
+
+def _read_until_parent_ends(connection: socket.socket, requests: SimpleQueue[bytes]) -> None:
+    try:
+        while True:
+            requests.put(receive_frame(connection))
+    except FrameError:
+        # Nobody is left to answer. The group is this process's own, and holds the assembler that it may have started.
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def python_command(module: str) -> list[str]:
+    """Runs a module with this interpreter; -P keeps the current folder off the import path."""
+    return [sys.executable, "-P", "-m", module]
