@@ -1,0 +1,120 @@
+"""What a tuned cache holds: per target, the winning config of each spec and bucket, and how it was found."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from functools import lru_cache
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from attnforge.codegen import AttentionSpec, Config, Schedule, Variant
+from attnforge.problem import Bucket, Problem
+from attnforge.target import Target
+
+FORMAT = 1
+"""Of the file; a reader refuses a newer one, and a writer leaves it alone."""
+
+ShortText = Annotated[str, Meta(max_length=200)]
+Milliseconds = Annotated[float, Meta(gt=0, le=1e7)]
+Fact = bool | int | float | ShortText
+
+
+class Source(StrEnum):
+    """Where an entry comes from."""
+
+    MEASURED = "measured"
+    """Timed on the target, after the accuracy gate."""
+    PREDICTED = "predicted"
+    """Ranked by the static model, without the target's GPU; a measured entry replaces it."""
+
+
+class Toolchain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The versions that an entry was found with."""
+
+    triton: ShortText
+    torch: ShortText
+    templates: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+    """TemplateSet.digest of the templates."""
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def installed() -> Toolchain:
+        """What this process runs."""
+        import torch
+        import triton
+
+        from attnforge.codegen import TemplateSet
+
+        return Toolchain(
+            triton=triton.__version__, torch=str(torch.__version__), templates=TemplateSet.installed().digest
+        )
+
+    def differences(self, other: Toolchain) -> tuple[str, ...]:
+        """Why an entry found with this toolchain is not exact under ``other``, in words; empty when it is.
+
+        Triton's patch releases and torch's version leave the kernels' code alone.
+        """
+        found = []
+        if _minor(self.triton) != _minor(other.triton):
+            found.append(f"triton {self.triton}, not {other.triton}")
+        if self.templates != other.templates:
+            found.append(f"templates {self.templates}, not {other.templates}")
+        return tuple(found)
+
+
+def _minor(version: str) -> tuple[str, ...]:
+    return tuple(version.split(".")[:2])
+
+
+class _Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an entry has in memory as in the file."""
+
+    problem: Problem
+    """What it was measured on, or predicted for."""
+    bucket: Bucket
+    """The problem's bucket, for the reader's eye: the two must agree."""
+    schedule: Schedule
+    source: Source
+    median_ms: Milliseconds | None = None
+    """Of one call (forward, or all of the backward's kernels); None when predicted."""
+    default_ms: Milliseconds | None = None
+    """The same of the default config, in the same session; None when predicted or when the default does not run."""
+    tflops: Annotated[float, Meta(gt=0, le=1e5)] | None = None
+    """Useful TFLOP/s at ``median_ms``."""
+    gain: Annotated[float, Meta(gt=0, le=1e4)] | None = None
+    """Times faster than the default config: measured, or as the static model has it."""
+    trials: Annotated[int, Meta(ge=1, le=10**9)]
+    """Configs that were tried, failures included."""
+    created: Annotated[datetime, Meta(tz=True)]
+    toolchain: Toolchain
+    device: Annotated[dict[ShortText, Fact], Meta(max_length=32)] = {}
+    """Facts of the session, such as clocks and temperature."""
+
+    def __post_init__(self) -> None:
+        if self.bucket != Bucket.of(self.problem):
+            raise ValueError(f"bucket {self.bucket.name} is not the problem's, which is {Bucket.of(self.problem).name}")
+        if (self.source is Source.MEASURED) != (self.median_ms is not None):
+            raise ValueError("median_ms belongs to measured entries, and to all of them")
+
+
+class TunedEntry(_Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The winning config of a spec on a bucket, with its provenance."""
+
+    spec: AttentionSpec
+    config: Config
+
+    @property
+    def variant(self) -> Variant:
+        """The kernel that it names."""
+        return Variant(self.spec, self.schedule, self.config)
+
+
+class TunedCache(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The entries of one target, at most one a spec, bucket and toolchain."""
+
+    target: Target
+    attnforge: ShortText
+    """Version that wrote it."""
+    entries: tuple[TunedEntry, ...]
