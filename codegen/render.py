@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -15,6 +16,7 @@ import jinja2
 from attnforge.codegen.errors import CodegenError
 from attnforge.codegen.head_dims import Chunk
 from attnforge.codegen.schedules import fields_of
+from attnforge.codegen.schedules.base import Choice
 from attnforge.codegen.spec import AttentionSpec
 from attnforge.codegen.variant import Variant
 
@@ -26,13 +28,13 @@ class UnsafeValueError(CodegenError):
         super().__init__(f"a template may print ints, bools and enum members, not {type(value).__name__} {value!r}")
 
 
-class _Identifier(str):
-    """Text that codegen made itself: names of specs and variants, chunk suffixes."""
+class _CodegenText(str):
+    """Text that codegen made itself from checked values, such as the name of a variant."""
 
 
 def _printed(value: object) -> object:
     """What a template may print: a caller's string can never become code."""
-    if value is None or isinstance(value, bool | int | _Identifier):
+    if value is None or isinstance(value, bool | int | _CodegenText):
         return value
     if isinstance(value, Enum):
         return repr(str(value.value))
@@ -41,9 +43,20 @@ def _printed(value: object) -> object:
     raise UnsafeValueError(value)
 
 
-def _names(stem: str, chunks: Sequence[Chunk]) -> _Identifier:
+def _names(stem: str, chunks: Sequence[Chunk]) -> _CodegenText:
     """The variables that hold a tile's chunks, as an argument list: ``acc0, acc1``, or ``acc`` when there is one."""
-    return _Identifier(", ".join(f"{stem}{chunk.suffix}" for chunk in chunks))
+    return _CodegenText(", ".join(f"{stem}{chunk.suffix}" for chunk in chunks))
+
+
+def _widths(chunks: Sequence[Chunk]) -> _CodegenText:
+    """The widths of a head dim's chunks, for a reader: ``64 + 16``."""
+    return _CodegenText(" + ".join(str(chunk.width) for chunk in chunks))
+
+
+def _assignments(config_fields: Mapping[str, Choice]) -> _CodegenText:
+    """A config for a reader, wrapped and aligned for a header: ``block_m=128, block_n=64, ...``."""
+    text = ", ".join(f"{field}={value}" for field, value in config_fields.items())
+    return _CodegenText(textwrap.fill(text, width=100).replace("\n", "\n" + " " * 16))
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class TemplateSet:
             keep_trailing_newline=True,
             autoescape=False,
         )
-        environment.filters["names"] = _names
+        environment.filters |= {"names": _names, "widths": _widths, "assignments": _assignments}
         return environment
 
     @cached_property
@@ -102,9 +115,10 @@ def render(variant: Variant, templates: TemplateSet | None = None) -> str:
         spec=variant.spec,
         config=variant.config,
         config_fields=fields_of(variant.config),
-        variant_name=_Identifier(variant.name),
-        command=_Identifier(command_for(variant.spec)),
-        template_name=_Identifier(definition.template),
-        template_digest=_Identifier(templates.digest),
+        variant_name=_CodegenText(variant.name),
+        command=_CodegenText(command_for(variant.spec)),
+        mask=_CodegenText("causal, aligned bottom-right" if variant.spec.causal else "none"),
+        template_name=_CodegenText(definition.template),
+        template_digest=_CodegenText(templates.digest),
         **definition.context(variant.spec, variant.config),
     )

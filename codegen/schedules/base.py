@@ -93,6 +93,12 @@ def check_range(field: str, value: object, low: int, high: int) -> None:
         raise ConfigError(field, value, f"an integer from {low} to {high}")
 
 
+def check_bool(field: str, value: object) -> None:
+    """Raise ConfigError unless ``value`` is a bool."""
+    if type(value) is not bool:
+        raise ConfigError(field, value, "true or false")
+
+
 def check_enum(field: str, value: object, enum: type[StrEnum]) -> None:
     """Raise ConfigError unless ``value`` is a member of ``enum`` (a string that merely looks like one is not)."""
     if not isinstance(value, enum):

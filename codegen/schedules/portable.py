@@ -13,6 +13,7 @@ from attnforge.codegen.schedules.base import (
     Limits,
     Schedule,
     ScheduleDefinition,
+    check_bool,
     check_enum,
     check_power_of_two,
     check_range,
@@ -53,6 +54,8 @@ class PortableBackwardConfig:
     dkdv_block_n: int
     dkdv_num_warps: int
     dkdv_num_stages: int
+    dkdv_pin_accumulators: bool
+    """Keep dK's and dV's wgmma from being in flight across steps (Hopper only; see the template's ``pin``)."""
     dq_block_m: int
     dq_block_n: int
     dq_num_warps: int
@@ -62,16 +65,18 @@ class PortableBackwardConfig:
     def __post_init__(self) -> None:
         _check_tile("dkdv_", self)
         _check_tile("dq_", self)
+        check_bool("dkdv_pin_accumulators", self.dkdv_pin_accumulators)
         check_enum("head_dim_split", self.head_dim_split, HeadDimSplit)
 
     @property
     def name(self) -> str:
-        """Such as ``dkdv_m64_n128_w8_s3_dq_m128_n64_w8_s3_chunks``."""
-        return f"dkdv_{_tile_name('dkdv_', self)}_dq_{_tile_name('dq_', self)}_{self.head_dim_split}"
+        """Such as ``dkdv_m64_n128_w8_s3_pin_dq_m128_n64_w8_s3_chunks``."""
+        pin = "_pin" if self.dkdv_pin_accumulators else ""
+        return f"dkdv_{_tile_name('dkdv_', self)}{pin}_dq_{_tile_name('dq_', self)}_{self.head_dim_split}"
 
 
 TILE_FIELDS = ("block_m", "block_n", "num_warps", "num_stages")
-DKDV_FIELDS = tuple(f"dkdv_{field}" for field in TILE_FIELDS)
+DKDV_FIELDS = (*(f"dkdv_{field}" for field in TILE_FIELDS), "dkdv_pin_accumulators")
 DQ_FIELDS = tuple(f"dq_{field}" for field in TILE_FIELDS)
 
 
@@ -106,6 +111,9 @@ def _context(spec: AttentionSpec, config: Config) -> Context:
     return {
         "qk_chunks": split_head_dim(spec.head_dim, split),
         "v_chunks": split_head_dim(spec.head_dim_v, split),
+        "delta_block": max(getattr(config, "dkdv_block_m", 0), getattr(config, "dq_block_m", 0), 64),
+        # Triton notices strides that are multiples of 16; head dims such as 72 make contiguous strides that are not.
+        "hint_alignment": spec.head_dim % 16 != 0 or spec.head_dim_v % 16 != 0,
     }
 
 
@@ -200,7 +208,8 @@ def _backward_space(spec: AttentionSpec, dtype: DType, limits: Limits, quick: bo
     for prefix in ("dkdv_", "dq_"):
         space |= {f"{prefix}block_m": tiles, f"{prefix}block_n": tiles}
         space |= {f"{prefix}num_warps": (4, 8), f"{prefix}num_stages": stages}
-    return space | {"head_dim_split": _split_choices(spec)}
+    pins: tuple[Choice, ...] = (False, True) if limits.arch == "sm_90" and dtype is not DType.FP32 else (False,)
+    return space | {"dkdv_pin_accumulators": pins, "head_dim_split": _split_choices(spec)}
 
 
 def _first_that_fits(spec: AttentionSpec, candidates: list[Config], dtype: DType, limits: Limits) -> Config:
@@ -239,9 +248,10 @@ def _backward_default(spec: AttentionSpec, dtype: DType, limits: Limits) -> Conf
     if dtype is DType.FP32:
         tiles = [((32, 32, 4, 1), (32, 32, 4, 1)), ((16, 16, 2, 1), (16, 16, 2, 1))]
     split = best_split(spec.head_dim, spec.head_dim_v)
+    pin = limits.arch == "sm_90" and dtype is not DType.FP32
     candidates: list[Config] = []
     for dkdv, dq in tiles:
-        fields = dict(zip((*DKDV_FIELDS, *DQ_FIELDS), (*dkdv, *dq), strict=True))
+        fields = dict(zip((*DKDV_FIELDS, *DQ_FIELDS), (*dkdv, pin, *dq), strict=True))
         candidates.append(PortableBackwardConfig(**fields, head_dim_split=split))
     return _first_that_fits(spec, candidates, dtype, limits)
 
