@@ -4,6 +4,7 @@ compile_variant() does it in this process; a CompilePool in child processes, sev
 """
 
 from attnforge.compilation.compiler import compile_module, compile_variant
+from attnforge.compilation.job import VariantData
 from attnforge.compilation.outcome import CompileReport, Failure, FailureKind, KernelReport
 from attnforge.compilation.pool import CompilePool, Outcome
 from attnforge.compilation.worker import Worker, python_command, serve
@@ -15,6 +16,7 @@ __all__ = [
     "FailureKind",
     "KernelReport",
     "Outcome",
+    "VariantData",
     "Worker",
     "compile_module",
     "compile_variant",

@@ -14,7 +14,7 @@ from attnforge.compilation.worker import serve
 def answer(request: bytes) -> bytes:
     """Compile the job in a frame; the reply is an encoded CompileReport or Failure."""
     job = msgspec.json.decode(request, type=CompileJob)
-    return msgspec.json.encode(compile_variant(job.variant, job.problem, job.target))
+    return msgspec.json.encode(compile_variant(job.variant.variant, job.problem, job.target))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ class FrameError(Exception):
     """What arrived is no frame."""
 
 
-class ConnectionEnded(FrameError):
+class ConnectionEndedError(FrameError):
     """The other side closed the socket, or died."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ def send_frame(connection: socket.socket, payload: bytes) -> None:
 
 
 def receive_frame(connection: socket.socket, deadline_s: float | None = None) -> bytes:
-    """The next message. Raises TimeoutError after ``deadline_s`` seconds, ConnectionEnded, or FrameError."""
+    """The next message. Raises TimeoutError after ``deadline_s`` seconds, ConnectionEndedError, or FrameError."""
     until = None if deadline_s is None else time.monotonic() + deadline_s
     (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size, until))
     if length > LARGEST_FRAME:
@@ -49,6 +49,6 @@ def _receive(connection: socket.socket, size: int, until: float | None) -> bytes
         except ConnectionResetError:
             piece = b""
         if not piece:
-            raise ConnectionEnded
+            raise ConnectionEndedError
         received += piece
     return bytes(received)

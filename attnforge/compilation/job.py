@@ -1,6 +1,8 @@
-"""A compilation as plain data, to be sent to another process."""
+"""What is sent to a worker, as plain data."""
 
 from __future__ import annotations
+
+from typing import Self
 
 import msgspec
 
@@ -9,22 +11,28 @@ from attnforge.problem import Problem
 from attnforge.target import Target
 
 
-class CompileJob(msgspec.Struct, frozen=True):
-    """A variant, to be compiled for what a problem launches on a target."""
+class VariantData(msgspec.Struct, frozen=True):
+    """A variant as plain data. Nothing in it names a module, a path or a template."""
 
     spec: AttentionSpec
     schedule: Schedule
     config: dict[str, int | bool | str]
-    problem: Problem
-    target: Target
 
     @classmethod
-    def of(cls, variant: Variant, problem: Problem, target: Target) -> CompileJob:
-        """The job that compiles ``variant``."""
-        return cls(variant.spec, variant.schedule, fields_of(variant.config), problem, target)
+    def of(cls, variant: Variant) -> Self:
+        """The data of ``variant``."""
+        return cls(variant.spec, variant.schedule, fields_of(variant.config))
 
     @property
     def variant(self) -> Variant:
         """Raises CodegenError or msgspec.ValidationError when its parts do not belong together."""
         config = msgspec.convert(self.config, config_type(self.schedule, self.spec.pass_))
         return Variant(self.spec, self.schedule, config)
+
+
+class CompileJob(msgspec.Struct, frozen=True):
+    """A variant, to be compiled for what a problem launches on a target."""
+
+    variant: VariantData
+    problem: Problem
+    target: Target

@@ -13,7 +13,7 @@ from typing import Self
 import msgspec
 
 from attnforge.codegen import Variant
-from attnforge.compilation.job import CompileJob
+from attnforge.compilation.job import CompileJob, VariantData
 from attnforge.compilation.outcome import CompileReport, Failure, FailureKind
 from attnforge.compilation.worker import Worker, python_command
 from attnforge.problem import Problem
@@ -22,7 +22,7 @@ from attnforge.target import Target
 Outcome = CompileReport | Failure
 
 DEADLINE_S = 120.0
-"""A minute is more than the slowest shipped variant takes on a busy machine; beyond twice that the compiler is stuck."""
+"""Far more than the slowest shipped variant takes on a busy machine: beyond it the compiler is stuck."""
 
 
 class CompilePool:
@@ -48,7 +48,7 @@ class CompilePool:
         if self._closed:
             raise RuntimeError("the pool is closed")
         future: Future[Outcome] = Future()
-        self._tasks.put((CompileJob.of(variant, problem, target), future))
+        self._tasks.put((CompileJob(VariantData.of(variant), problem, target), future))
         return future
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="attnforge-worker-", ignore_cleanup_errors=True)
-        self._output: IO[bytes] = Path(self._folder.name, "output").open("ab+")
+        self._output: IO[bytes] = Path(self._folder.name, "output").open("ab+")  # noqa: SIM115 - closed by close()
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
