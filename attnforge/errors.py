@@ -56,10 +56,12 @@ class KernelRefused(AttnforgeError):  # noqa: N818 - the design's word: a file i
 
 
 class CacheRefused(AttnforgeError):  # noqa: N818 - as above
-    """A tuned cache that is not used; the reason says what is wrong with it and what to do."""
+    """A tuned cache that is not used; the message says what is wrong with it and what to do."""
+
+    remedy = "see to the file, or set ATTNFORGE_CACHE_DIR to another folder"
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        super().__init__(f"tuned cache {path} is refused: {reason}")
+        super().__init__(f"tuned cache {path} is refused: {reason}; {self.remedy}")
         self.path = path
         self.reason = reason
 
@@ -67,17 +69,34 @@ class CacheRefused(AttnforgeError):  # noqa: N818 - as above
 class CorruptCacheRefused(CacheRefused):
     """Its content is truncated, edited, hostile or names a config that no longer exists."""
 
+    remedy = "delete it, or run `attnforge tune`, which writes a new one and keeps this one as *.refused"
+
 
 class ForeignCacheRefused(CacheRefused):
     """It was made for another GPU than the one that its place says."""
+
+    remedy = "move it away; `attnforge cache path` prints the place of this GPU's"
 
 
 class NewerCacheRefused(CacheRefused):
     """Its format is newer than this attnforge reads."""
 
+    remedy = "upgrade attnforge, or set ATTNFORGE_CACHE_DIR to another folder"
+
 
 class UntrustedCacheRefused(CacheRefused):
     """Another user owns it or could change it, or it is not a plain file."""
+
+    remedy = "make it a plain file in folders that only you can write (chmod go-w), or set ATTNFORGE_CACHE_DIR"
+
+
+class CacheNotWrittenError(AttnforgeError):
+    """A tuned cache could not be written; what was there before is untouched."""
+
+    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+        super().__init__(f"tuned cache {path} was not written, what was there before is untouched: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class CacheRefusedWarning(UserWarning):

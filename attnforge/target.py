@@ -1,10 +1,11 @@
-"""The GPU that kernels are tuned for and run on."""
+"""The GPU that kernels are tuned for and run on; a msgspec struct, because tuned caches hold it as it is."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta, Struct
 
 from attnforge.codegen import Limits
 from attnforge.errors import NoGpuError, UnknownTargetError
@@ -29,17 +30,16 @@ From the CUDA programming guide's table of compute capabilities and AMD's accele
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A GPU, or an arch alone: what kernels can be compiled for where the GPU itself is not at hand."""
 
-    arch: str
+    arch: Annotated[str, Meta(pattern="^(sm_[0-9]{2,3}|gfx[0-9a-f]{3,4})$")]
     """Such as sm_90 or gfx942."""
-    name: str | None
+    name: Annotated[str, Meta(max_length=200)] | None
     """What the driver calls the GPU, such as NVIDIA H200; None for an arch alone."""
-    sm_count: int
+    sm_count: Annotated[int, Meta(ge=1, le=2**20)]
     """Streaming multiprocessors (compute units on AMD)."""
-    shared_memory: int
+    shared_memory: Annotated[int, Meta(ge=1, le=2**30)]
     """Bytes that one block may use."""
 
     @classmethod

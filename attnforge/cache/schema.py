@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from msgspec import Meta, Struct
 
-from attnforge.codegen import AttentionSpec, Config, Schedule, Variant
+from attnforge.codegen import AttentionSpec, Config, Schedule, TemplateSet, Variant
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
 
@@ -45,8 +46,6 @@ class Toolchain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         import torch
         import triton
 
-        from attnforge.codegen import TemplateSet
-
         return Toolchain(
             triton=triton.__version__, torch=str(torch.__version__), templates=TemplateSet.installed().digest
         )
@@ -64,11 +63,11 @@ class Toolchain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return tuple(found)
 
 
-def _minor(version: str) -> tuple[str, ...]:
-    return tuple(version.split(".")[:2])
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
-class _Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What an entry has in memory as in the file."""
 
     problem: Problem
@@ -99,7 +98,7 @@ class _Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ValueError("median_ms belongs to measured entries, and to all of them")
 
 
-class TunedEntry(_Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TunedEntry(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The winning config of a spec on a bucket, with its provenance."""
 
     spec: AttentionSpec
@@ -110,11 +109,31 @@ class TunedEntry(_Provenance, frozen=True, kw_only=True, forbid_unknown_fields=T
         """The kernel that it names."""
         return Variant(self.spec, self.schedule, self.config)
 
+    @property
+    def key(self) -> EntryKey:
+        """What a cache holds at most one entry for."""
+        return EntryKey(self.spec, self.bucket, _minor(self.toolchain.triton), self.toolchain.templates)
+
+
+class EntryKey(NamedTuple):
+    """Entries of different toolchains stand side by side: a writer never takes away what another toolchain found."""
+
+    spec: AttentionSpec
+    bucket: Bucket
+    triton_minor: str
+    templates: str
+
 
 class TunedCache(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The entries of one target, at most one a spec, bucket and toolchain."""
+    """The entries of one target, at most one a key."""
 
     target: Target
     attnforge: ShortText
     """Version that wrote it."""
     entries: tuple[TunedEntry, ...]
+
+    def __post_init__(self) -> None:
+        keys = Counter(entry.key for entry in self.entries)
+        for key, count in keys.items():
+            if count > 1:
+                raise ValueError(f"{count} entries for {key.spec.name} on {key.bucket.name}")

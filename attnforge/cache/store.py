@@ -1,0 +1,177 @@
+"""Where tuned caches live, in which order they are looked up, and how new entries get in."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+
+from attnforge import __version__
+from attnforge.cache.document import decode, encode
+from attnforge.cache.reader import SIZE_LIMIT, read_shipped_cache, read_users_cache
+from attnforge.cache.replacement import move_aside, replace_file
+from attnforge.cache.schema import Source, TunedCache, TunedEntry
+from attnforge.cache.trusted_files import UntrustedFileError, open_trusted_folder
+from attnforge.errors import (
+    CacheNotWrittenError,
+    CacheRefused,
+    CacheRefusedWarning,
+    CorruptCacheRefused,
+    ForeignCacheRefused,
+    UntrustedCacheRefused,
+)
+from attnforge.settings import Settings
+from attnforge.target import Target
+
+LOCK_TIMEOUT = 60.0
+"""Seconds to wait for another tuner, which holds the lock for well under one."""
+
+
+class Origin(StrEnum):
+    """Whose file a tuned cache is."""
+
+    USER = "user"
+    SHIPPED = "shipped"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFile:
+    """A place where a tuned cache may be."""
+
+    path: Path
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCache:
+    """A tuned cache that was read and accepted."""
+
+    path: Path
+    origin: Origin
+    cache: TunedCache
+
+
+class TunedCacheStore:
+    """The tuned caches of one user: their own, before the shipped ones."""
+
+    def __init__(self, settings: Settings, shipped_dir: Path | None = None) -> None:
+        """``shipped_dir`` is the installed package's unless a test gives another."""
+        self._settings = settings
+        self._shipped_dir = shipped_dir or Path(str(files("attnforge.generated"))) / "tuned"
+        self._warned: set[tuple[Path, str]] = set()
+
+    def path(self, target: Target) -> Path:
+        """The file that a tune on ``target`` writes and that is looked up first."""
+        return self._settings.tuned_dir / f"{target.slug}.yaml"
+
+    def places(self, target: Target) -> tuple[CacheFile, ...]:
+        """Where a target's caches may be, in look-up order: the user's before ours, the GPU's before its arch's."""
+        stems = dict.fromkeys((target.slug, target.arch))
+        folders = ((self._settings.tuned_dir, Origin.USER), (self._shipped_dir, Origin.SHIPPED))
+        return tuple(CacheFile(folder / f"{stem}.yaml", origin) for folder, origin in folders for stem in stems)
+
+    def all_places(self) -> tuple[CacheFile, ...]:
+        """Every cache file there is, for whatever target."""
+        folders = ((self._settings.tuned_dir, Origin.USER), (self._shipped_dir, Origin.SHIPPED))
+        return tuple(CacheFile(path, origin) for folder, origin in folders for path in sorted(folder.glob("*.yaml")))
+
+    def read(self, place: CacheFile) -> TunedCache:
+        """The cache at one place.
+
+        Raises FileNotFoundError where there is none, CacheRefused when it must not be used.
+        """
+        if place.origin is Origin.SHIPPED:
+            cache = read_shipped_cache(place.path)
+        else:
+            cache = read_users_cache(place.path, root=self._settings.cache_dir)
+        if cache.target.slug != place.path.stem:
+            raise ForeignCacheRefused(place.path, f"it was made for {cache.target.slug}, its name says otherwise")
+        return cache
+
+    def load(self, target: Target) -> tuple[LoadedCache, ...]:
+        """The target's caches in look-up order; a refused one is left out, with one CacheRefusedWarning a store."""
+        loaded = []
+        for place in self.places(target):
+            try:
+                loaded.append(LoadedCache(place.path, place.origin, self.read(place)))
+            except FileNotFoundError:
+                continue
+            except CacheRefused as refused:
+                self._warn_once(place.path, refused)
+        return tuple(loaded)
+
+    def _warn_once(self, path: Path, refused: CacheRefused) -> None:
+        if (path, refused.reason) not in self._warned:
+            self._warned.add((path, refused.reason))
+            warnings.warn(
+                f"{refused} (until then other caches or the defaults serve)", CacheRefusedWarning, stacklevel=3
+            )
+
+    def write(self, target: Target, entries: Iterable[TunedEntry]) -> Path:
+        """Merges entries into the target's file and returns its path; without any, the file is left alone.
+
+        The file is at any moment either the old or the new one. Of two entries of a kind the newer stays, and a
+        measured one is never replaced by a predicted one. A corrupt file is moved aside with a warning. Raises
+        CacheRefused, and writes nothing, when the file is foreign, newer or untrusted; CacheNotWrittenError when the
+        lock cannot be had, the disk is full, or an entry could not be read back.
+        """
+        import filelock
+
+        path = self.path(target)
+        entries = tuple(entries)
+        if not entries:
+            return path
+        try:
+            for folder in (self._settings.cache_dir, self._settings.tuned_dir):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.close(open_trusted_folder(folder, root=self._settings.cache_dir))
+            with filelock.FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT, mode=0o600):
+                self._replace(path, target, entries)
+        except UntrustedFileError as error:
+            raise UntrustedCacheRefused(path, str(error)) from error
+        except filelock.Timeout as error:
+            reason = f"another process has held {path}.lock for {LOCK_TIMEOUT:.0f} seconds; try again when it is done"
+            raise CacheNotWrittenError(path, reason) from error
+        except OSError as error:
+            raise CacheNotWrittenError(path, str(error)) from error
+        return path
+
+    def _replace(self, path: Path, target: Target, entries: tuple[TunedEntry, ...]) -> None:
+        try:
+            existing = self.read(CacheFile(path, Origin.USER)).entries
+        except FileNotFoundError:
+            existing = ()
+        except CorruptCacheRefused as refused:
+            aside = move_aside(path)
+            warnings.warn(f"{refused.reason}: kept {path} as {aside.name}", CacheRefusedWarning, stacklevel=4)
+            existing = ()
+        cache = TunedCache(target=target, attnforge=__version__, entries=merge(existing, entries))
+        content = encode(cache)
+        if len(content) > SIZE_LIMIT:
+            raise CacheNotWrittenError(
+                path, f"it would have {len(content)} bytes, more than is read back; move it away"
+            )
+        try:
+            decode(content, path)
+        except CorruptCacheRefused as refused:
+            raise CacheNotWrittenError(path, f"an entry could not be read back: {refused.reason}") from refused
+        replace_file(path, content)
+
+
+def merge(existing: Iterable[TunedEntry], new: Iterable[TunedEntry]) -> tuple[TunedEntry, ...]:
+    """At most one entry a key: measured before predicted, then the newer; predictions that were measured since go."""
+    best: dict[object, TunedEntry] = {}
+    for entry in (*existing, *new):
+        rival = best.get(entry.key)
+        if rival is None or _rank(entry) >= _rank(rival):
+            best[entry.key] = entry
+    measured = {(e.spec, e.bucket) for e in best.values() if e.source is Source.MEASURED}
+    return tuple(e for e in best.values() if e.source is Source.MEASURED or (e.spec, e.bucket) not in measured)
+
+
+def _rank(entry: TunedEntry) -> tuple[bool, float]:
+    return entry.source is Source.MEASURED, entry.created.timestamp()
