@@ -1,6 +1,5 @@
 """A small kernel with a rendered module's plan(), to test the compile gate on."""
 
-import torch
 import triton
 import triton.language as tl
 
