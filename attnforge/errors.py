@@ -69,7 +69,7 @@ class CacheRefused(AttnforgeError):  # noqa: N818 - as above
 class CorruptCacheRefused(CacheRefused):
     """Its content is truncated, edited, hostile or names a config that no longer exists."""
 
-    remedy = "delete it, or run `attnforge tune`, which writes a new one and keeps this one as *.refused"
+    remedy = "move it away, or run `attnforge tune`, which keeps it as *.refused and writes a new one"
 
 
 class ForeignCacheRefused(CacheRefused):

@@ -1,0 +1,103 @@
+"""``attnforge cache``: where tuned caches are, what they hold, whether they are accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from attnforge.cache.reader import read_users_cache
+from attnforge.cache.schema import Toolchain, TunedCache, TunedEntry
+from attnforge.cache.store import CacheFile, TunedCacheStore
+from attnforge.errors import CacheRefused
+from attnforge.settings import Settings
+from attnforge.target import Target
+
+TargetOption = Annotated[
+    str | None, typer.Option("--target", help="An arch such as sm_90 or gfx942; this machine's GPU when left out.")
+]
+
+
+def path(target: TargetOption = None) -> None:
+    """Print the file that a tune on the target writes and that is looked up first, whether it exists or not."""
+    typer.echo(_store().path(_chosen(target)))
+
+
+def show(target: TargetOption = None) -> None:
+    """Show the entries of every tuned cache, or of those that serve a target, in look-up order."""
+    store = _store()
+    places = store.all_places() if target is None else store.places(Target.for_arch(target))
+    found = False
+    for place in places:
+        try:
+            cache = store.read(place)
+        except FileNotFoundError:
+            continue
+        except CacheRefused as refused:
+            typer.echo(refused, err=True)
+        else:
+            _print_cache(place, cache)
+        found = True
+    if not found:
+        typer.echo("There is no tuned cache yet: run `attnforge tune`. Until then the default configs serve.")
+
+
+def verify(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files to verify; yours and the shipped ones when left out.")
+    ] = None,
+) -> None:
+    """Check tuned caches as a look-up does: exits 1 when one is refused, and names the file and the reason."""
+    store = _store()
+    known = {place.path: place for place in store.all_places()}
+    some_refused = False
+    for file in paths or known:
+        try:
+            place = known.get(file.absolute())
+            cache = store.read(place) if place else read_users_cache(file, root=file.parent)
+        except FileNotFoundError:
+            typer.echo(f"{file}: there is no such file", err=True)
+            some_refused = True
+        except CacheRefused as refused:
+            typer.echo(refused, err=True)
+            some_refused = True
+        else:
+            typer.echo(f"{file}: accepted, {len(cache.entries)} entries for {cache.target.slug}")
+    if some_refused:
+        raise typer.Exit(1)
+
+
+def _store() -> TunedCacheStore:
+    return TunedCacheStore(Settings.from_environment())
+
+
+def _chosen(target: str | None) -> Target:
+    return Target.current() if target is None else Target.for_arch(target)
+
+
+def _print_cache(place: CacheFile, cache: TunedCache) -> None:
+    table = Table(title=f"{place.path} ({place.origin})", title_justify="left")
+    for column in ("spec", "bucket", "schedule", "config", "source", "ms", "gain", "date", "found with"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("ms", "gain") else "left")
+    for entry in cache.entries:
+        table.add_row(*_row(entry))
+    console = Console()
+    # Piped output has no terminal to fit into: every row stays on its line.
+    console.print(table, width=None if console.is_terminal else 240)
+
+
+def _row(entry: TunedEntry) -> tuple[str, ...]:
+    return (
+        entry.spec.name,
+        entry.bucket.name,
+        entry.schedule,
+        entry.config.name,
+        entry.source,
+        "" if entry.median_ms is None else f"{entry.median_ms:.4f}",
+        "" if entry.gain is None else f"{entry.gain:.2f}x",
+        f"{entry.created:%Y-%m-%d}",
+        ", ".join(entry.toolchain.differences(Toolchain.installed())) or "this toolchain",
+    )
