@@ -145,12 +145,12 @@ def largest_allowed_error(
 def relative_l2(got: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Per batch element: the relative L2 error of the whole tensor; where the reference is 0, the error itself."""
     norm, error = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in (reference, got.double() - reference))
-    return error.div(torch.where(norm == 0, 1.0, norm))
+    return torch.div(error, torch.where(norm == 0, 1.0, norm))
 
 
 def per_element(values: torch.Tensor) -> torch.Tensor:
     """The largest value of each batch element; NaN where there is one."""
-    return values.flatten(1).amax(1)
+    return torch.amax(values.flatten(1), 1)
 
 
 def judge_forward(
