@@ -1,0 +1,143 @@
+"""Problem -> decision: which variant runs, and why.
+
+Among the entries of the spec on the target, measured ones go before predicted ones whatever their bucket: a
+measurement next door says more than the static model at home. Within a source an exact entry goes before its bucket's,
+and that before the nearest bucket's; among equals the caches' order decides. Without an entry it is the default config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from attnforge.cache.schema import Source, Toolchain, TunedEntry
+from attnforge.cache.store import LoadedCache
+from attnforge.codegen import AttentionSpec, DType, Limits, Variant, default_config
+from attnforge.problem import Bucket, Problem
+from attnforge.target import Target
+
+
+class DecisionKind(StrEnum):
+    """How close the chosen entry was found on, best first."""
+
+    EXACT = "exact"
+    """On this very problem, with this toolchain."""
+    BUCKET = "bucket"
+    """In the problem's bucket."""
+    NEAREST = "nearest"
+    """In the bucket that is least far from the problem's."""
+    DEFAULT = "default"
+    """There is none: the schedule's default config for the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the dispatcher picked for a problem, and why."""
+
+    variant: Variant
+    kind: DecisionKind
+    reason: str
+    """In words, for the debug log and for ``attnforge explain``."""
+    entry: TunedEntry | None = None
+    cache_path: Path | None = None
+    """The tuned cache that holds the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A tuned entry that could serve a problem."""
+
+    entry: TunedEntry
+    cache_path: Path
+    kind: DecisionKind
+    distance: float
+    """Of its bucket from the problem's, as ``Bucket.distance`` counts."""
+    differences: tuple[str, ...]
+    """Of its toolchain from the installed one, in words."""
+
+    def to_decision(self) -> Decision:
+        """The decision for it."""
+        return Decision(self.entry.variant, self.kind, self._reason(), self.entry, self.cache_path)
+
+    def _reason(self) -> str:
+        found = {
+            DecisionKind.EXACT: "on this very problem",
+            DecisionKind.BUCKET: f"for its bucket {self.entry.bucket.name}",
+            DecisionKind.NEAREST: f"for the nearest bucket {self.entry.bucket.name}, {self.distance:g} steps away",
+        }[self.kind]
+        speed = "" if self.entry.median_ms is None else f", {self.entry.median_ms:.4g} ms"
+        gain = "" if self.entry.gain is None else f", {self.entry.gain:.2f} x the default"
+        toolchain = f" (found with {'; '.join(self.differences)})" if self.differences else ""
+        return f"{self.entry.source} {found}{speed}{gain}{toolchain}"
+
+
+def decide(
+    spec: AttentionSpec,
+    problem: Problem,
+    target: Target,
+    caches: Sequence[LoadedCache],
+    excluded: Container[Variant] = frozenset(),
+) -> Decision:
+    """The decision for a problem on a target; variants in ``excluded``, which failed there, are passed over."""
+    candidates = [match for match in matches(spec, problem, caches) if match.entry.variant not in excluded]
+    if candidates:
+        return min(candidates, key=_rank).to_decision()
+    return Decision(
+        Variant(spec, *default_config(spec, problem.dtype, target.limits)),
+        DecisionKind.DEFAULT,
+        f"nothing usable is tuned for {spec.name} on {target.slug}: the default config",
+    )
+
+
+def matches(spec: AttentionSpec, problem: Problem, caches: Sequence[LoadedCache]) -> list[Match]:
+    """Every entry that could serve, in the caches' order."""
+    bucket = Bucket.of(problem)
+    found = (
+        _match(entry, loaded.path, problem, bucket)
+        for loaded in caches
+        for entry in loaded.cache.entries
+        if entry.spec == spec
+    )
+    return [match for match in found if match is not None]
+
+
+def best_by_kind(candidates: Sequence[Match]) -> dict[tuple[Source, DecisionKind], Match]:
+    """The best match of each source and kind: the steps of a look-up, for people to read."""
+    best: dict[tuple[Source, DecisionKind], Match] = {}
+    for match in sorted(candidates, key=_rank):
+        best.setdefault((match.entry.source, match.kind), match)
+    return best
+
+
+def smaller_defaults(spec: AttentionSpec, dtype: DType, limits: Limits) -> Iterator[Variant]:
+    """The default variant, then what would be the default on targets with ever less shared memory."""
+    previous = None
+    while limits.shared_memory >= 1024:
+        variant = Variant(spec, *default_config(spec, dtype, limits))
+        if variant != previous:
+            yield variant
+        previous = variant
+        limits = Limits(limits.arch, limits.shared_memory // 2)
+
+
+def _match(entry: TunedEntry, cache_path: Path, problem: Problem, bucket: Bucket) -> Match | None:
+    distance = bucket.distance(entry.bucket)
+    if distance is None:
+        return None
+    differences = entry.toolchain.differences(Toolchain.installed())
+    if entry.problem == problem and not differences:
+        kind = DecisionKind.EXACT
+    else:
+        kind = DecisionKind.BUCKET if entry.bucket == bucket else DecisionKind.NEAREST
+    return Match(entry, cache_path, kind, distance, differences)
+
+
+def _rank(match: Match) -> tuple[bool, int, float, bool]:
+    return (
+        match.entry.source is not Source.MEASURED,
+        list(DecisionKind).index(match.kind),
+        match.distance,
+        bool(match.differences),
+    )

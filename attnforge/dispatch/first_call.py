@@ -1,0 +1,81 @@
+"""A call that was not made before: decided, loaded, compiled and launched; with smaller configs when that fails."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+from triton.compiler import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from attnforge.codegen import AttentionSpec
+from attnforge.dispatch.decision import Decision, DecisionKind, decide, smaller_defaults
+from attnforge.dispatch.errors import KernelFallbackWarning, NoWorkingConfigError
+from attnforge.dispatch.launch import InterpretedLaunch, Launch, Output, Tensors, first_launch
+from attnforge.dispatch.surroundings import Surroundings
+from attnforge.problem import Problem
+
+logger = logging.getLogger("attnforge")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One pass over one set of tensors."""
+
+    spec: AttentionSpec
+    problem: Problem
+    softmax_scale: float
+    inputs: Tensors
+    outputs_of: Callable[[ModuleType], list[Output]]
+    """What the module of a variant writes."""
+
+
+def make(call: Call, surroundings: Surroundings) -> tuple[Tensors, Launch | InterpretedLaunch]:
+    """The call's outputs, and the launch to hold for the next one like it.
+
+    A config that cannot be compiled or needs more than the device has is passed over with a KernelFallbackWarning, now
+    and in later decisions. Raises NoWorkingConfigError when none is left.
+    """
+    target = surroundings.target_of(call.inputs[0].device)
+    failed = surroundings.failed.setdefault((target, call.problem.dtype), set())
+    failure: Exception | None = None
+    for decision in _decisions(call, surroundings):
+        logger.debug("%s on %s: %s (%s)", call.problem, target.slug, decision.variant.name, decision.reason)
+        try:
+            return _launch(call, decision, surroundings)
+        except (OutOfResources, PTXASError, CompilationError, RuntimeError) as error:
+            if not _is_of_the_config(error):
+                raise
+            failure = error
+            failed.add(decision.variant)
+            warnings.warn(KernelFallbackWarning(decision.variant, target, error), stacklevel=5)
+    raise NoWorkingConfigError(call.spec, target, failure) from failure
+
+
+def _launch(call: Call, decision: Decision, surroundings: Surroundings) -> tuple[Tensors, Launch | InterpretedLaunch]:
+    module = surroundings.kernels.load(decision.variant)
+    outputs = call.outputs_of(module)
+    if surroundings.interpreted:
+        interpreted = InterpretedLaunch(module, outputs, call.softmax_scale)
+        return interpreted(*call.inputs), interpreted
+    return first_launch(module, call.inputs, outputs, call.softmax_scale)
+
+
+def _decisions(call: Call, surroundings: Surroundings) -> Iterator[Decision]:
+    """What the tuned caches say, then the default config, then ever smaller ones: without those that failed before."""
+    target = surroundings.target_of(call.inputs[0].device)
+    failed = surroundings.failed[target, call.problem.dtype]
+    decision = decide(call.spec, call.problem, target, surroundings.caches_for(target), failed)
+    if decision.variant not in failed:
+        yield decision
+    for variant in smaller_defaults(call.spec, call.problem.dtype, target.limits):
+        if variant not in failed:
+            yield Decision(variant, DecisionKind.DEFAULT, "what was preferred does not run: a smaller default")
+
+
+def _is_of_the_config(error: Exception) -> bool:
+    """Whether another config may do better. A pass of the compiler that gives up is a bare RuntimeError."""
+    return not isinstance(error, RuntimeError) or "PassManager::run failed" in str(error)

@@ -1,0 +1,192 @@
+"""The launches of one call, held: compiled kernels with everything fixed but the tensors' addresses.
+
+``kernel[grid](...)`` of a JITFunction takes 14-22 us of host time, because it works out at every call what it has to be
+specialised on; a held kernel takes about 2. The price: whoever holds it must only use it for tensors of the very
+dtypes, shapes, strides and 16-byte alignment that it was first launched with, which is what the memo's key is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from triton import knobs
+from triton.runtime import driver
+
+from attnforge.dispatch.errors import ForeignTensorError
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Output(NamedTuple):
+    """A tensor that a call allocates for its kernels to write."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def like(cls, tensor: torch.Tensor, last_dim: int | None = None) -> Output:
+        """Dense, with the dims in memory in the order of ``tensor``'s, as torch.empty_like: BSHD views stay BSHD.
+
+        ``last_dim`` replaces the size of the last dim, which must be contiguous.
+        """
+        size, stride = tuple(tensor.shape), torch.empty_like(tensor, device="meta").stride()
+        if last_dim is not None:
+            stride = (*(step * last_dim // size[-1] for step in stride[:-1]), 1)
+            size = (*size[:-1], last_dim)
+        return cls(size, stride, tensor.dtype)
+
+    @classmethod
+    def float32(cls, *size: int) -> Output:
+        """Contiguous."""
+        return cls(size, torch.empty(size, device="meta").stride(), torch.float32)
+
+    def allocate(self, device: torch.device) -> torch.Tensor:
+        """Uninitialised memory for it."""
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device)
+
+
+class _View(NamedTuple):
+    """A part of an argument that a kernel takes as a tensor of its own."""
+
+    argument: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, arguments: Tensors) -> torch.Tensor:
+        whole = arguments[self.argument]
+        return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
+
+
+class _HeldKernel:
+    """One kernel of a call."""
+
+    __slots__ = ("_compiled", "_function", "_grid", "_metadata", "_pick", "_run", "_scalars")
+
+    def __init__(self, compiled: Any, grid: tuple[int, int, int], pick: Callable[[Tensors], Tensors], scalars: Any):
+        self._compiled = compiled
+        self._grid = grid
+        self._pick = pick
+        self._scalars = tuple(scalars)
+        # What CompiledKernel.__getitem__ fetches at every call; it also builds launch metadata that only hooks read.
+        self._run, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    def __call__(self, stream: int, tensors: Tensors) -> None:
+        if _is_profiled():
+            self._compiled[self._grid](*self._pick(tensors), *self._scalars)
+            return
+        self._run(
+            *self._grid, stream, self._function, self._metadata, None, None, None, *self._pick(tensors), *self._scalars
+        )
+
+
+class Launch:
+    """A call that was made before: allocates its outputs and launches its kernels. Thread-safe."""
+
+    __slots__ = ("_current_stream", "_device", "_index", "_kernels", "_outputs", "_views")
+
+    def __init__(
+        self, device: torch.device, kernels: Sequence[_HeldKernel], outputs: Sequence[Output], views: Sequence[_View]
+    ) -> None:
+        self._device = device
+        self._index = device.index
+        self._kernels = tuple(kernels)
+        self._outputs = tuple(outputs)
+        self._views = tuple(views)
+        self._current_stream = driver.active.get_current_stream
+
+    def __call__(self, *inputs: torch.Tensor) -> Tensors:
+        """Run on inputs that agree with the first call's in all that the memo's key holds; returns the outputs."""
+        if torch.cuda.current_device() != self._index:
+            with torch.cuda.device(self._index):
+                return self(*inputs)
+        device = self._device
+        # Output.allocate written out: this is the path of every call.
+        outputs = tuple(
+            [torch.empty_strided(size, stride, dtype=dtype, device=device) for size, stride, dtype in self._outputs]
+        )
+        tensors = inputs + outputs
+        if self._views:
+            tensors += tuple(view.of(tensors) for view in self._views)
+        stream = self._current_stream(self._index)
+        for kernel in self._kernels:
+            kernel(stream, tensors)
+        return outputs
+
+
+class InterpretedLaunch:
+    """The same in Triton's interpreter, where there is nothing to hold but the module."""
+
+    __slots__ = ("_module", "_outputs", "_softmax_scale")
+
+    def __init__(self, module: ModuleType, outputs: Sequence[Output], softmax_scale: float) -> None:
+        self._module = module
+        self._outputs = tuple(outputs)
+        self._softmax_scale = softmax_scale
+
+    def __call__(self, *inputs: torch.Tensor) -> Tensors:
+        """Run on inputs of the first call's shapes; returns the outputs."""
+        outputs = tuple(output.allocate(inputs[0].device) for output in self._outputs)
+        for kernel, grid, tensors, scalars, options in self._module.plan(*inputs, *outputs, self._softmax_scale):
+            kernel[grid](*tensors, *scalars, **options)
+        return outputs
+
+
+def first_launch(
+    module: ModuleType, inputs: Tensors, outputs: Sequence[Output], softmax_scale: float
+) -> tuple[Tensors, Launch]:
+    """Compile and run a rendered module's kernels on CUDA tensors; its outputs, and the launch to hold.
+
+    The arguments of the module's plan() are inputs, then outputs, then the scale. Raises what Triton raises when a
+    kernel cannot be compiled or needs more than the device has.
+    """
+    device = inputs[0].device
+    with torch.cuda.device(device):
+        results = tuple(output.allocate(device) for output in outputs)
+        # One object an argument, also in attention(x, x, x): below they are told apart by identity.
+        arguments = tuple(tensor.detach() for tensor in (*inputs, *results))
+        views: list[_View] = []
+        kernels = []
+        for kernel, grid, tensors, scalars, options in module.plan(*arguments, softmax_scale):
+            pick = _picker(module, tensors, arguments, views)
+            compiled = kernel[grid](*tensors, *scalars, **options)
+            kernels.append(_HeldKernel(compiled, grid, pick, scalars))
+    return results, Launch(device, kernels, outputs, views)
+
+
+def _picker(
+    module: ModuleType, tensors: Tensors, arguments: Tensors, views: list[_View]
+) -> Callable[[Tensors], Tensors]:
+    """What takes a kernel's tensors out of a call's arguments and views; new views are appended to ``views``."""
+    indices = [_index(module, tensor, arguments, views) for tensor in tensors]
+    if len(indices) == 1:  # itemgetter would give a bare tensor
+        return lambda every: (every[indices[0]],)
+    pick: Callable[[Tensors], Tensors] = itemgetter(*indices)
+    return pick
+
+
+def _index(module: ModuleType, tensor: torch.Tensor, arguments: Tensors, views: list[_View]) -> int:
+    for index, argument in enumerate(arguments):
+        if tensor is argument:
+            return index
+    storage = tensor.untyped_storage().data_ptr()
+    owners = [i for i, argument in enumerate(arguments) if argument.untyped_storage().data_ptr() == storage]
+    if len(owners) != 1:
+        raise ForeignTensorError(module)
+    offset = tensor.storage_offset() - arguments[owners[0]].storage_offset()
+    view = _View(owners[0], tuple(tensor.shape), tensor.stride(), int(offset))
+    if view not in views:
+        views.append(view)
+    return len(arguments) + views.index(view)
+
+
+def _is_profiled() -> bool:
+    """Whether anybody (Proton, for one) listens to Triton's launches."""
+    runtime = knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
