@@ -1,1 +1,1 @@
-"""Finds the best configs for a GPU."""
+"""Finds the fastest config of each spec: search, workers, benchmark, accuracy gate, studies, prediction."""

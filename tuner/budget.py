@@ -1,0 +1,40 @@
+"""Shares a tune's time out over its specs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+COMPARISON_SHARE = 0.15
+"""Of a spec's time, kept for what follows its search: recombined configs, comparisons, the whole accuracy gate."""
+
+
+class Budget:
+    """Seconds for specs of different weights, of which some run at once. What one leaves, the next ones share."""
+
+    def __init__(
+        self, seconds: float, weights: Sequence[float], at_once: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._ends = clock() + seconds
+        self._waiting = sum(weights)
+        self._running = 0.0
+        self._at_once = at_once
+
+    def start(self, weight: float) -> float:
+        """When the search of a spec that starts now is to end, on the clock."""
+        now = self._clock()
+        # Those that run already are taken to be half done.
+        ahead = self._waiting + 0.5 * self._running
+        share = min(1.0, self._at_once * weight / ahead) if ahead > 0 else 1.0
+        self._waiting -= weight
+        self._running += weight
+        return now + max(0.0, self._ends - now) * share * (1 - COMPARISON_SHARE)
+
+    def finish(self, weight: float) -> None:
+        """A spec that was started is done."""
+        self._running -= weight
+
+    def has_passed(self, moment: float) -> bool:
+        """Whether the clock is past ``moment``."""
+        return self._clock() >= moment

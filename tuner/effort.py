@@ -1,0 +1,27 @@
+"""How much to spend on a tune."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+def compile_jobs() -> int:
+    """Compiler processes for this machine: every core but one, which the tuner and the measuring worker share."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """Bounds of a tune; whichever is met first ends a search."""
+
+    trials: int
+    """Configs to try for each spec, those of earlier runs included."""
+    budget_s: float
+    """Seconds for everything, shared out over the specs."""
+    quick: bool = False
+    """Whether to leave out choices that seldom win."""
+    jobs: int = 1
+    """Compiler processes."""
+    seed: int = 0
+    """Of the proposals and of the order of comparisons."""

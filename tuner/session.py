@@ -1,0 +1,95 @@
+"""A tune on a GPU: several specs at once share the compilers and the GPU; each is written as it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from attnforge.cache.schema import Toolchain
+from attnforge.cache.store import TunedCacheStore
+from attnforge.codegen import TemplateSet
+from attnforge.compilation import CompilePool
+from attnforge.settings import Settings
+from attnforge.tuner.budget import Budget
+from attnforge.tuner.effort import Effort
+from attnforge.tuner.measurer import Measurer
+from attnforge.tuner.messages import Identity
+from attnforge.tuner.progress import TuneProgress
+from attnforge.tuner.result import SpecResult
+from attnforge.tuner.spec_tuner import SPECS_AT_ONCE, Resources, SpecTuner
+from attnforge.tuner.study import Studies
+from attnforge.tuner.task import Task
+
+
+@dataclass
+class Session:
+    """One tune. The tuner's own process never touches a GPU: what it knows of it the measuring worker has said."""
+
+    tasks: Sequence[Task]
+    effort: Effort
+    settings: Settings
+    store: TunedCacheStore
+    measurer: Measurer
+    pool: CompilePool
+    progress: TuneProgress
+    fresh: bool = False
+    """Whether to forget what earlier runs tried."""
+    results: list[SpecResult] = field(default_factory=list)
+    """Grows as specs are done: what an interrupted session has kept."""
+
+    def run(self) -> bool:
+        """Tune everything; False when it was interrupted (Ctrl-C, SIGTERM). Closes the workers in any case.
+
+        Raises NoGpuError, WorkerUnusableError, StudiesUnusableError, and what the cache's store raises.
+        """
+        try:
+            asyncio.run(self._run_and_close())
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            return False
+        except BaseExceptionGroup as group:  # the first error has cancelled the other specs
+            raise group.exceptions[0] from None
+        return True
+
+    async def _run_and_close(self) -> None:
+        this_task = asyncio.current_task()
+        assert this_task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
+        try:
+            with self.pool, self.measurer:
+                await self._tune(await self.measurer.identify())
+        finally:
+            self.progress.close()
+
+    async def _tune(self, identity: Identity) -> None:
+        self.progress.began(identity.target)
+        resources = Resources(
+            measurer=self.measurer,
+            pool=self.pool,
+            target=identity.target,
+            toolchain=Toolchain(triton=identity.triton, torch=identity.torch, templates=TemplateSet.installed().digest),
+            studies=Studies(self.settings, identity.target),
+            caches=self.store.load(identity.target),
+            progress=self.progress,
+            effort=self.effort,
+        )
+        budget = Budget(self.effort.budget_s, [task.weight for task in self.tasks], SPECS_AT_ONCE)
+        turns = asyncio.Semaphore(SPECS_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for task in self.tasks:
+                group.create_task(self._tune_in_turn(task, resources, budget, turns))
+
+    async def _tune_in_turn(self, task: Task, resources: Resources, budget: Budget, turns: asyncio.Semaphore) -> None:
+        async with turns:
+            if self.fresh:
+                for problem in task.problems:
+                    resources.studies.discard(task.spec, problem, resources.toolchain)
+            tuner = SpecTuner(task, resources)
+            ends = budget.start(task.weight)
+            result = await tuner.tune(lambda: not budget.has_passed(ends))
+            budget.finish(task.weight)
+            self.store.write(resources.target, result.entries)
+            tuner.confirm()
+            self.results.append(result)
+            self.progress.finished(result)

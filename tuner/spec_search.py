@@ -1,0 +1,159 @@
+"""The search for one spec's best configs: what to try next, what is known, which configs go to the final comparison."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+
+from attnforge.codegen import AttentionSpec, Config, Variant, fields_of
+from attnforge.compilation import Failure
+from attnforge.problem import Problem
+from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.sampler import TpeSampler
+from attnforge.tuner.search_space import SearchSpace, values_of
+from attnforge.tuner.study import Outcome, Study
+
+FINALISTS = 3
+"""Of each problem's search, beside the default and the config in office."""
+
+
+class SpecSearch:
+    """One spec on several problems, which differ in their sizes: a config is compiled once and timed on all of them.
+
+    Each problem has a study (what is known, on disk) and a sampler (what to try, in memory); the samplers take turns.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        studies: Mapping[Problem, Study],
+        first: Sequence[Variant],
+        trials: int,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            space: what may be tried.
+            studies: by problem, the smallest first; their trials count as done.
+            first: what to try before the sampler is asked: the default config, then incumbents.
+            trials: configs to try in all, those of ``first`` and of earlier runs included.
+            seed: of the samplers.
+        """
+        self.space = space
+        self.studies = studies
+        self.default = first[0]
+        self.trials = trials
+        self._samplers = {problem: TpeSampler(space, seed + i) for i, problem in enumerate(studies)}
+        self._turns = cycle(self._samplers.values())
+        self._proposed: set[Variant] = set()
+        begun = [variant for study in studies.values() for variant in study.outcomes]
+        self._queue = deque(v for v in dict.fromkeys((*first, *begun)) if self.missing(v))
+        self._finished = {v for v in begun if not self.missing(v)}
+        for problem, study in studies.items():
+            for variant, outcome in study.outcomes.items():
+                self._samplers[problem].tell(variant.config, outcome)
+
+    @property
+    def spec(self) -> AttentionSpec:
+        """What is searched for."""
+        return self.space.spec
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What configs are timed on."""
+        return tuple(self.studies)
+
+    @property
+    def finished(self) -> int:
+        """Configs that were tried on every problem, failures and earlier runs included."""
+        return len(self._finished)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has been proposed."""
+        return bool(self._proposed)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to propose, because earlier runs did it all."""
+        return not self._queue and self.finished >= min(self.trials, len(self.space.configs))
+
+    def propose(self) -> Variant | None:
+        """What to try next, never the same twice; None when the trials are spent or the space is."""
+        while self._queue:
+            variant = self._queue.popleft()
+            if variant not in self._proposed:
+                return self._propose(variant)
+        if len(self._finished | self._proposed) >= self.trials:
+            return None
+        known = {variant.config for variant in self._finished | self._proposed}
+        config = next(self._turns).propose(known)
+        return None if config is None else self._propose(self.space.variant(config))
+
+    def missing(self, variant: Variant) -> tuple[Problem, ...]:
+        """The problems that a config was not tried on."""
+        return tuple(problem for problem, study in self.studies.items() if variant not in study.outcomes)
+
+    def record(self, variant: Variant, problem: Problem, outcome: Outcome) -> None:
+        """Store what came of a trial, at once, and learn from it."""
+        self.studies[problem].record(variant, outcome)
+        self._samplers[problem].tell(variant.config, outcome)
+        if not self.missing(variant):
+            self._finished.add(variant)
+
+    def measured(self, problem: Problem) -> dict[Variant, Measurement]:
+        """The configs that ran on a problem, the fastest first."""
+        outcomes = self.studies[problem].outcomes.items()
+        ran = [(variant, outcome) for variant, outcome in outcomes if isinstance(outcome, Measurement)]
+        return dict(sorted(ran, key=lambda pair: pair[1].total_ms))
+
+    def failures(self) -> dict[Variant, Failure]:
+        """The configs that failed on some problem, and how they first did."""
+        found: dict[Variant, Failure] = {}
+        for study in self.studies.values():
+            for variant, outcome in study.outcomes.items():
+                if isinstance(outcome, Failure):
+                    found.setdefault(variant, outcome)
+        return found
+
+    def best_kernel_ms(self, problem: Problem) -> dict[str, float]:
+        """The least milliseconds known of each kernel that config fields shape; empty while nothing has run."""
+        measurements = self.measured(problem).values()
+        if not measurements:
+            return {}
+        return {kernel: min(m.kernel_ms[kernel] for m in measurements) for kernel in self.space.kernels}
+
+    def recombined(self) -> list[Variant]:
+        """For each problem, the config made of each kernel's best fields, where that is new and promises to be best."""
+        found = (self._recombined(problem) for problem in self.problems)
+        return [variant for variant in dict.fromkeys(found) if variant is not None and variant not in self._proposed]
+
+    def finalists(self, problem: Problem, incumbents: Iterable[Variant] = ()) -> list[Variant]:
+        """What to compare at the end: the default, incumbents, and the fastest, as far as each has run."""
+        measured = self.measured(problem)
+        in_office = [variant for variant in (self.default, *incumbents) if variant in measured]
+        return list(dict.fromkeys([*in_office, *list(measured)[:FINALISTS]]))
+
+    def _propose(self, variant: Variant) -> Variant:
+        self._proposed.add(variant)
+        return variant
+
+    def _recombined(self, problem: Problem) -> Variant | None:
+        """The fastest by the sum of its kernels' times; what is shared by all kernels is the same in all its parts."""
+        measured = self.measured(problem)
+        best: dict[tuple[object, ...], dict[str, tuple[float, Config]]] = {}
+        for variant, measurement in measured.items():
+            kernels = best.setdefault(values_of(variant.config, self.space.shared_fields), {})
+            for kernel in self.space.kernels:
+                candidate = measurement.kernel_ms[kernel], variant.config
+                kernels[kernel] = min(kernels.get(kernel, candidate), candidate, key=lambda pair: pair[0])
+        if not best:
+            return None
+        kernels = min(best.values(), key=lambda kernels: sum(ms for ms, _ in kernels.values()))
+        fields = fields_of(next(iter(kernels.values()))[1])
+        for kernel, (_, config) in kernels.items():
+            fields |= {field: getattr(config, field) for field in self.space.kernels[kernel]}
+        config = self.space.config(fields)
+        variant = self.space.variant(config)
+        return variant if self.space.admits(config) and self.missing(variant) else None

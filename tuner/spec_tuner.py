@@ -1,0 +1,227 @@
+"""Tunes one spec: searches, puts the best parts together, compares the best few, and says what to write."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import ceil, gcd
+from statistics import median
+
+from attnforge.cache.schema import Source, Toolchain, TunedEntry
+from attnforge.cache.store import LoadedCache
+from attnforge.codegen import Variant, default_config, schedule_of
+from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, VariantData
+from attnforge.dispatch.decision import DecisionKind, decide, matches
+from attnforge.problem import Bucket, Problem
+from attnforge.target import Target
+from attnforge.tuner.accuracy import gate_cases
+from attnforge.tuner.accuracy_inputs import Case
+from attnforge.tuner.comparison import winner
+from attnforge.tuner.effort import Effort
+from attnforge.tuner.measurer import Measurer
+from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
+from attnforge.tuner.operations import operations
+from attnforge.tuner.progress import TuneProgress
+from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
+from attnforge.tuner.search_space import SearchSpace
+from attnforge.tuner.spec_search import SpecSearch
+from attnforge.tuner.study import Outcome, Studies
+from attnforge.tuner.task import Task
+
+SPECS_AT_ONCE = 3
+"""A search learns from trial to trial, so it cannot keep many compilers busy by itself; several searches can."""
+MOST_NEIGHBOURS = 3
+"""Configs of other buckets' entries to try early."""
+LARGEST_BLOCK = 256
+"""Kernels are compiled apart for seqlens that blocks divide; no block is wider."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the specs of a tune share."""
+
+    measurer: Measurer
+    pool: CompilePool
+    target: Target
+    toolchain: Toolchain
+    studies: Studies
+    caches: tuple[LoadedCache, ...]
+    """The target's tuned caches as they were when the tune began."""
+    progress: TuneProgress
+    effort: Effort
+
+
+class SpecTuner:
+    """One spec on its problems."""
+
+    def __init__(self, task: Task, resources: Resources) -> None:
+        spec, target, effort = task.spec, resources.target, resources.effort
+        dtype = task.problems[0].dtype
+        schedule, default = default_config(spec, dtype, target.limits)
+        definition = schedule_of(schedule, spec.pass_)
+        self._resources = resources
+        self._gated: dict[Variant, Accurate | Failure] = {}
+        self._in_office = {problem: decide(spec, problem, target, resources.caches) for problem in task.problems}
+        first = [Variant(spec, schedule, default), *(decision.variant for decision in self._in_office.values())]
+        self.search = SpecSearch(
+            SearchSpace(spec, definition, dtype, target.limits, effort.quick),
+            {problem: resources.studies.study(spec, problem, resources.toolchain) for problem in task.problems},
+            list(dict.fromkeys([*first, *_neighbours(task, resources.caches)])),
+            effort.trials,
+            effort.seed,
+        )
+
+    async def tune(self, has_time: Callable[[], bool]) -> SpecResult:
+        """Search until the trials are spent or ``has_time`` says no, then compare. Nothing is written yet."""
+        if self._is_done():
+            return self._result([self._kept(problem) for problem in self.search.problems])
+        self._resources.progress.started(self.search)
+        lanes = max(2, ceil(1.5 * self._resources.effort.jobs / SPECS_AT_ONCE))
+        await asyncio.gather(*(self._search(has_time) for _ in range(lanes)))
+        await asyncio.gather(*(self._try(variant) for variant in self.search.recombined()))
+        self._resources.progress.comparing(self.search)
+        return self._result([await self._choose(problem) for problem in self.search.problems])
+
+    def confirm(self) -> None:
+        """Note that what tune() chose has been written."""
+        for study in self.search.studies.values():
+            study.confirm()
+
+    def _is_done(self) -> bool:
+        """Whether an earlier run finished every trial, and what it chose still is what runs."""
+        return self.search.is_complete and all(
+            study.confirmed_trials == len(study.outcomes) and self._in_office[problem].kind is DecisionKind.EXACT
+            for problem, study in self.search.studies.items()
+        )
+
+    async def _search(self, has_time: Callable[[], bool]) -> None:
+        """Try one config after another; the default, which comes first, whatever the time."""
+        while has_time() or not self.search.has_begun:
+            variant = self.search.propose()
+            if variant is None:
+                return
+            await self._try(variant)
+
+    async def _try(self, variant: Variant) -> None:
+        """One config on every problem. Once it has failed it has failed on the longer problems too."""
+        outcome: CompileReport | Outcome = await self._compile(variant, self.search.missing(variant))
+        for problem in self.search.missing(variant):
+            if not isinstance(outcome, Failure):
+                best_ms = self.search.best_kernel_ms(problem)
+                outcome = await self._resources.measurer.measure(Measure(VariantData.of(variant), problem, best_ms))
+            self.search.record(variant, problem, outcome)
+            self._resources.progress.tried(self.search)
+
+    async def _compile(self, variant: Variant, problems: Iterable[Problem]) -> CompileReport | Failure:
+        """Compile what the problems will launch, each different kernel once; the first failure, if any."""
+        space = self.search.space
+        if variant != self.search.default and not space.admits(variant.config):
+            return Failure(FailureKind.INVALID, f"excluded by {', '.join(space.violated(variant.config))}")
+        futures = [
+            asyncio.wrap_future(self._resources.pool.submit(variant, problem, self._resources.target))
+            for problem in _unlike(problems)
+        ]
+        outcomes = await asyncio.gather(*futures)
+        return next((outcome for outcome in outcomes if isinstance(outcome, Failure)), outcomes[0])
+
+    async def _choose(self, problem: Problem) -> ProblemResult:
+        """Compare the best few on a problem; the first winner that passes the whole accuracy gate is chosen."""
+        finalists = self.search.finalists(problem, [self._in_office[problem].variant])
+        if not finalists:
+            return ProblemResult(problem, Verdict.NOTHING_VALID, None, self._why_nothing_ran(problem))
+        comparison = await self._compare(finalists, problem)
+        if isinstance(comparison, Failure):
+            return ProblemResult(problem, Verdict.NOTHING_VALID, None, f"no comparison: {comparison.message}")
+        times = dict(zip(finalists, comparison.rounds_ms, strict=True))
+        default_ms = median(times[self.search.default]) if self.search.default in times else None
+        reasons = []
+        while times:
+            chosen = list(times)[winner(list(times.values()))]
+            verdict = await self._gate(chosen)
+            if isinstance(verdict, Accurate):
+                entry = self._entry(problem, chosen, median(times[chosen]), default_ms)
+                return ProblemResult(problem, Verdict.CHOSEN, entry)
+            reasons.append(f"{chosen.config.name}: {verdict.kind}: {verdict.message}")
+            del times[chosen]
+        return ProblemResult(problem, Verdict.NOTHING_VALID, None, "; ".join(reasons))
+
+    async def _compare(self, finalists: list[Variant], problem: Problem) -> Comparison | Failure:
+        request = Compare(tuple(map(VariantData.of, finalists)), problem, self._resources.effort.seed)
+        reply = await self._resources.measurer.compare(request)
+        if isinstance(reply, Failure):  # they all have run before, so that was an accident
+            reply = await self._resources.measurer.compare(request)
+        return reply
+
+    async def _gate(self, variant: Variant) -> Accurate | Failure:
+        """The whole accuracy gate, once a config."""
+        if variant not in self._gated:
+            self._gated[variant] = await self._check(variant)
+        return self._gated[variant]
+
+    async def _check(self, variant: Variant) -> Accurate | Failure:
+        """Compiles ahead: the gate's cases have tails, which the search's problems may not have."""
+        dtype = self.search.space.dtype
+        compiled = await self._compile(variant, [_sizes(case) for case in gate_cases(variant.spec, dtype)])
+        if isinstance(compiled, Failure):
+            return compiled
+        return await self._resources.measurer.check(CheckNumerics(VariantData.of(variant), dtype))
+
+    def _entry(self, problem: Problem, variant: Variant, ms: float, default_ms: float | None) -> TunedEntry:
+        return TunedEntry(
+            spec=variant.spec,
+            problem=problem,
+            bucket=Bucket.of(problem),
+            schedule=variant.schedule,
+            config=variant.config,
+            source=Source.MEASURED,
+            median_ms=ms,
+            default_ms=default_ms,
+            tflops=operations(variant.spec, problem) / ms * 1e-9,
+            gain=None if default_ms is None else default_ms / ms,
+            trials=len(self.search.studies[problem].outcomes),
+            created=datetime.now(UTC),
+            toolchain=self._resources.toolchain,
+        )
+
+    def _why_nothing_ran(self, problem: Problem) -> str:
+        outcomes = self.search.studies[problem].outcomes
+        outcome = outcomes.get(self.search.default)
+        default = f"; the default: {outcome.kind}: {outcome.message}" if isinstance(outcome, Failure) else ""
+        return f"none of {len(outcomes)} configs ran{default}"
+
+    def _kept(self, problem: Problem) -> ProblemResult:
+        return ProblemResult(problem, Verdict.KEPT, self._in_office[problem].entry)
+
+    def _result(self, problems: list[ProblemResult]) -> SpecResult:
+        return SpecResult(self.search.spec, tuple(problems), self.search.finished, self.search.failures())
+
+
+def _sizes(case: Case) -> Problem:
+    return Problem(
+        batch=len(case.families),
+        heads=case.heads,
+        kv_heads=case.kv_heads,
+        seqlen_q=case.seqlen_q,
+        seqlen_k=case.seqlen_k,
+        dtype=case.dtype,
+    )
+
+
+def _unlike(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """One of each kind of problem that compiles to kernels of its own."""
+    seen = set()
+    for problem in problems:
+        group = problem.heads // problem.kv_heads
+        kind = (gcd(problem.seqlen_q, LARGEST_BLOCK), gcd(problem.seqlen_k, LARGEST_BLOCK), group)
+        if kind not in seen:
+            seen.add(kind)
+            yield problem
+
+
+def _neighbours(task: Task, caches: tuple[LoadedCache, ...]) -> list[Variant]:
+    """Configs that serve the spec's nearest other buckets."""
+    found = (match for problem in task.problems for match in matches(task.spec, problem, caches))
+    nearest = sorted(found, key=lambda match: match.distance)
+    return list(dict.fromkeys(match.entry.variant for match in nearest))[:MOST_NEIGHBOURS]
