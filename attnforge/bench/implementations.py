@@ -16,6 +16,7 @@ from attnforge.bench.results import OURS
 from attnforge.errors import AttnforgeError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Build = Callable[[Case, torch.device], Attend]
 
 
 class UnknownPeerError(AttnforgeError):
@@ -33,20 +34,20 @@ class Implementation:
     label: str
     heads_first: bool
     """Whether it takes (B, H, S, D); else (B, S, H, D). Each gets its own layout, contiguous."""
-    build: Callable[[Case], Attend]
+    build: Build
     """Makes the function of q, k and v for a case."""
     module: str | None = None
     """What must be importable, beside torch, for it to be among the default peers."""
 
 
-def _ours(case: Case) -> Attend:
+def _ours(case: Case, device: torch.device) -> Attend:
     from attnforge import attention
 
     return lambda q, k, v: attention(q, k, v, causal=case.causal)
 
 
-def _sdpa(backend: SDPBackend) -> Callable[[Case], Attend]:
-    def build(case: Case) -> Attend:
+def _sdpa(backend: SDPBackend) -> Build:
+    def build(case: Case, device: torch.device) -> Attend:
         grouped = case.kv_heads != case.heads
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def _causal_mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Ten
     return query >= key
 
 
-def _flex(case: Case) -> Attend:
+def _flex(case: Case, device: torch.device) -> Attend:
     import torch._functorch.config as functorch_config
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -71,7 +72,7 @@ def _flex(case: Case) -> Attend:
     torch.compiler.reset()
     functorch_config.donated_buffer = False
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    mask = create_block_mask(_causal_mask, None, None, case.seqlen, case.seqlen, "cuda") if case.causal else None
+    mask = create_block_mask(_causal_mask, None, None, case.seqlen, case.seqlen, device) if case.causal else None
     grouped = case.kv_heads != case.heads
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def _flex(case: Case) -> Attend:
     return attend
 
 
-def _flash_attention_4(case: Case) -> Attend:
+def _flash_attention_4(case: Case, device: torch.device) -> Attend:
     from flash_attn.cute.interface import flash_attn_func
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

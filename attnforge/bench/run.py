@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 from time import perf_counter
@@ -83,7 +83,7 @@ def prepare(implementation: Implementation, case: Case, inputs: Inputs, passes: 
     q, k, v = (own_layout(t).detach().requires_grad_(backward) for t in (inputs.q, inputs.k, inputs.v))
     dout = own_layout(inputs.dout)
     started = perf_counter()
-    attend = implementation.build(case)
+    attend = implementation.build(case, inputs.q.device)
     out = attend(q, k, v)
     _wait(out.device)
     calls: dict[Pass, Call] = {Pass.FORWARD: lambda: attend(q, k, v)}
@@ -204,16 +204,3 @@ def run_case(
             decision=decide(case, pass_),
             outcomes={each.name: outcomes[each.name] for each in implementations},
         )
-
-
-def run_cases(
-    cases: Iterable[Case],
-    passes: Sequence[Pass],
-    implementations: Sequence[Implementation],
-    timer: Timer,
-    decide: Decide,
-    device: torch.device,
-) -> Iterator[Cell]:
-    """The cells of all cases, as they are done; ours is the first of ``implementations``."""
-    for case in cases:
-        yield from run_case(case, passes, implementations, timer, decide, device)

@@ -6,16 +6,17 @@ import pytest
 
 from attnforge.bench.results import BadResultsError, read_results, write_results
 from attnforge.codegen import Pass
+from tests.bench.invented_results import make_results
 
 
-def test_round_trip(make_results, tmp_path):
+def test_round_trip(tmp_path):
     results = make_results(lambda pass_, cell, name: None if name == "fa4" and pass_ is Pass.BACKWARD else 100.0)
     path = tmp_path / "new" / "results.json"
     write_results(results, path)
     assert read_results(path) == results
 
 
-def test_the_file_is_plain_json_with_every_number(make_results, tmp_path):
+def test_the_file_is_plain_json_with_every_number(tmp_path):
     write_results(make_results(), tmp_path / "results.json")
     plain = json.loads((tmp_path / "results.json").read_bytes())
     cell = plain["cells"][0]
@@ -35,7 +36,7 @@ def test_the_file_is_plain_json_with_every_number(make_results, tmp_path):
         (lambda plain: plain.update(format=99), "format is 99"),
     ],
 )
-def test_a_damaged_file_is_refused_by_name_and_field(make_results, tmp_path, change, reason):
+def test_a_damaged_file_is_refused_by_name_and_field(tmp_path, change, reason):
     path = tmp_path / "results.json"
     write_results(make_results(), path)
     plain = json.loads(path.read_bytes())

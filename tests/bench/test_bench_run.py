@@ -17,11 +17,11 @@ CASE = Case(batch=2, heads=4, kv_heads=2, seqlen=8, head_dim=16, causal=True, dt
 CPU = torch.device("cpu")
 
 
-def sdpa(case: Case) -> Callable[..., torch.Tensor]:
+def sdpa(case: Case, device: torch.device = CPU) -> Callable[..., torch.Tensor]:
     return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=case.causal, enable_gqa=True)
 
 
-def sdpa_heads_second(case: Case) -> Callable[..., torch.Tensor]:
+def sdpa_heads_second(case: Case, device: torch.device) -> Callable[..., torch.Tensor]:
     def attend(q, k, v):
         assert q.is_contiguous()
         assert q.shape == (case.batch, case.seqlen, case.heads, case.head_dim)
@@ -31,7 +31,7 @@ def sdpa_heads_second(case: Case) -> Callable[..., torch.Tensor]:
 
 
 def raising(error: Exception):
-    def build(case: Case):
+    def build(case: Case, device: torch.device):
         raise error
 
     return build
@@ -78,7 +78,7 @@ def test_both_passes_are_measured_in_each_ones_layout():
 def test_a_forward_alone_records_no_graph():
     seen = []
 
-    def build(case):
+    def build(case, device):
         def attend(q, k, v):
             seen.append(q.requires_grad)
             return sdpa(case)(q, k, v)
@@ -128,7 +128,7 @@ def test_a_gpu_that_gives_up_fails_every_call_of_the_cell():
 
 @pytest.mark.parametrize("fault", [lambda out: out * 1.03, lambda out: out * float("nan")])
 def test_a_wrong_result_has_no_time(fault):
-    wrong = Implementation(OURS, "ours", True, lambda case: lambda q, k, v: fault(sdpa(case)(q, k, v)))
+    wrong = Implementation(OURS, "ours", True, lambda case, device: lambda q, k, v: fault(sdpa(case)(q, k, v)))
     timer = FakeTimer({"peer": 1.0})
     for cell in run([wrong, PEER], timer):
         ours = cell.outcomes[OURS]
@@ -148,7 +148,7 @@ def test_wrong_gradients_fail_the_backward_alone():
         def backward(ctx, grad):
             return grad * 1.1
 
-    wrong = Implementation(OURS, "ours", True, lambda case: lambda q, k, v: sdpa(case)(Wrong.apply(q), k, v))
+    wrong = Implementation(OURS, "ours", True, lambda case, device: lambda q, k, v: sdpa(case)(Wrong.apply(q), k, v))
     forward, backward = run([wrong, PEER], FakeTimer({OURS: 1.0, "peer": 1.0}))
     assert isinstance(forward.outcomes[OURS], Measurement)
     assert backward.outcomes[OURS].kind == "wrong result"

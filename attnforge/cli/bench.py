@@ -1,0 +1,88 @@
+"""``attnforge bench``: ours beside the peers, on this machine's GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from attnforge.bench.case import HEAD_DIMS, QUICK_SEQLENS, SEQLENS, Case, grid
+from attnforge.bench.implementations import PEERS, Implementation, implementations
+from attnforge.bench.picture import draw_picture
+from attnforge.bench.results import OURS, Cell, Measurement, Results, write_results
+from attnforge.bench.session import check_gpu, run_bench
+from attnforge.bench.table import report
+from attnforge.codegen import DType, Pass
+
+WIDTH_OF_THE_TABLE = 140
+"""Columns to print in when the output is no terminal, whose width would be guessed as 80."""
+
+
+def bench(
+    head_dim: Annotated[
+        list[int] | None, typer.Option(help="Head dim of q, k and v; repeatable.", show_default="64, 128")
+    ] = None,
+    seqlen: Annotated[
+        list[int] | None, typer.Option(help="Queries and keys; repeatable.", show_default="1024, 4096, 16384")
+    ] = None,
+    pass_: Annotated[list[Pass] | None, typer.Option("--pass", help="Repeatable.", show_default="both")] = None,
+    causal: Annotated[bool | None, typer.Option(help="One kind of mask alone.", show_default="both")] = None,
+    dtype: Annotated[DType, typer.Option(help="Of q, k and v.")] = DType.BF16,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Heads of k and v, for grouped queries.", show_default="as many as of q")
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Comma-separated, of {', '.join(PEERS)}; or none.",
+            show_default="all; fa4 (flash-attn-4) when it is installed",
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help=f"Sequence length {QUICK_SEQLENS[0]} alone.")] = False,
+    host: Annotated[bool, typer.Option("--host", help="Only the host time of a small call.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for results.json and results.png.")] = Path("attnforge-bench"),
+) -> None:
+    """Time attnforge beside PyTorch's SDPA, FlexAttention and FlashAttention-4.
+
+    All in one run, interleaved, with a cold L2; 16k tokens, 2048 hidden.
+
+    Prints TFLOP/s and ratios (above 1, attnforge is faster), writes every
+    number and a picture. Exits 1 when attnforge itself failed in a cell.
+    """
+    seqlens = seqlen or (QUICK_SEQLENS if quick else SEQLENS)
+    masks = (False, True) if causal is None else (causal,)
+    cases = grid(
+        head_dims=_unique(head_dim or HEAD_DIMS), seqlens=_unique(seqlens), causal=masks, dtype=dtype, kv_heads=kv_heads
+    )
+    competitors = implementations(peers)
+    passes = [each for each in Pass if each in (pass_ or Pass)]
+    check_gpu()
+    results = _run([] if host else cases, passes, competitors)
+    console = Console()
+    console.print(report(results), width=None if console.is_terminal else WIDTH_OF_THE_TABLE)
+    if host:
+        return
+    write_results(results, out / "results.json")
+    draw_picture(results, out / "results.png")
+    console.print(f"{out / 'results.json'} and results.png, {results.seconds:.0f} s", highlight=False)
+    if not all(isinstance(cell.outcomes[OURS], Measurement) for cell in results.cells):
+        raise typer.Exit(1)
+
+
+def _unique(values: list[int] | tuple[int, ...]) -> list[int]:
+    return list(dict.fromkeys(values))
+
+
+def _run(cases: list[Case], passes: list[Pass], competitors: list[Implementation]) -> Results:
+    """The run, under a bar that moves with each cell."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("compiling" if cases else "host time", total=len(cases) * len(passes) or None)
+
+        def advance(cell: Cell) -> None:
+            progress.update(task, advance=1, description=f"{cell.pass_} {cell.name}")
+
+        return run_bench(cases, passes, competitors, advance)

@@ -1,0 +1,94 @@
+"""The peers: which take part, and that each is called in its own layout; our decisions for each cell."""
+
+import sys
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from attnforge.bench.case import Case, grid
+from attnforge.bench.implementations import PEERS, UnknownPeerError, implementations
+from attnforge.bench.ours import Decisions, problem_of
+from attnforge.bench.results import OURS
+from attnforge.bench.run import Inputs, disagreement, prepare
+from attnforge.codegen import DType, Pass
+from attnforge.target import Target
+
+CPU = torch.device("cpu")
+
+
+def names(peers=None):
+    return [each.name for each in implementations(peers)]
+
+
+@pytest.fixture
+def without_fa4(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+
+
+@pytest.fixture
+def with_fa4(monkeypatch, tmp_path):
+    """An importable flash_attn.cute.interface that does what FlashAttention-4 does, on (B, S, H, D)."""
+    folder = tmp_path / "flash_attn" / "cute"
+    folder.mkdir(parents=True)
+    (folder / "interface.py").write_text(
+        "from torch.nn.functional import scaled_dot_product_attention\n"
+        "def flash_attn_func(q, k, v, causal=False):\n"
+        "    q, k, v = (t.transpose(1, 2) for t in (q, k, v))\n"
+        "    out = scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)\n"
+        "    return out.transpose(1, 2), None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "flash_attn"]:
+        del sys.modules[name]
+
+
+def test_flash_attention_4_takes_part_when_it_is_importable(with_fa4):
+    assert names() == [OURS, "flash", "cudnn", "flex", "fa4"]
+
+
+def test_flash_attention_4_stays_out_when_it_is_not(without_fa4):
+    assert names() == [OURS, "flash", "cudnn", "flex"]
+    assert names("fa4") == [OURS, "fa4"], "asked for by name: its failure is reported"
+
+
+def test_peers_by_name():
+    assert names("none") == [OURS]
+    assert names("cudnn, flash,cudnn") == [OURS, "cudnn", "flash"]
+    with pytest.raises(UnknownPeerError, match="'fa2': supported: flash, cudnn, flex, fa4"):
+        implementations("flash,fa2")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", ["flash", "flex", "fa4"])
+def test_a_peer_computes_grouped_causal_attention(name, with_fa4, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # C++ for the CPU would take a minute
+    case = Case(batch=1, heads=4, kv_heads=2, seqlen=64, head_dim=32, causal=True, dtype=DType.FP32)
+    inputs = Inputs.of(case, CPU)
+    prepared = prepare(PEERS[name], case, inputs, [Pass.FORWARD])
+    expected = scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, is_causal=True, enable_gqa=True)
+    assert disagreement(prepared.results[Pass.FORWARD], (expected,)) < 1e-5
+
+
+def test_an_untuned_cell_is_recorded_as_a_default():
+    case = grid(head_dims=[64], seqlens=[1024], causal=[True])[0]
+    record = Decisions(Target.for_arch("sm_90"), caches=()).record(case, Pass.BACKWARD)
+    assert (record.kind, record.cache) == ("default", None)
+    assert "backward_d64_causal" in record.variant
+
+
+def test_cells_are_decided_on_the_case_that_is_timed():
+    (case,) = grid(head_dims=[128], seqlens=[4096], causal=[False], kv_heads=4)
+    problem = problem_of(case)
+    assert (problem.batch, problem.heads, problem.kv_heads) == (4, 16, 4)
+    assert (problem.seqlen_q, problem.seqlen_k, problem.dtype) == (4096, 4096, DType.BF16)
+
+
+def test_compiling_ahead_fills_tritons_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    (case,) = grid(head_dims=[64], seqlens=[1024], causal=[False])
+    Decisions(Target.for_arch("sm_90"), caches=()).compile_ahead([(case, Pass.FORWARD)])
+    assert list(tmp_path.rglob("forward_kernel.cubin"))
