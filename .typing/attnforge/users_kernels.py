@@ -1,0 +1,1 @@
+../../attnforge/users_kernels.py
