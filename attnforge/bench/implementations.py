@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnforge.bench.case import Case
 from attnforge.bench.results import OURS
 from attnforge.errors import AttnforgeError
+from attnforge.ops import attention
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Build = Callable[[Case, torch.device], Attend]
@@ -41,8 +42,6 @@ class Implementation:
 
 
 def _ours(case: Case, device: torch.device) -> Attend:
-    from attnforge import attention
-
     return lambda q, k, v: attention(q, k, v, causal=case.causal)
 
 

@@ -11,13 +11,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnforge.bench.case import Case
 from attnforge.bench.results import DecisionRecord, HostCost
 from attnforge.bench.timing import Call, microseconds_per_call
-from attnforge.cache.store import LoadedCache, TunedCacheStore
 from attnforge.codegen import AttentionSpec, DType, Pass
 from attnforge.compilation import CompilePool
 from attnforge.dispatch.decision import Decision, decide
+from attnforge.dispatch.dispatcher import DISPATCHER
+from attnforge.dispatch.surroundings import Surroundings
 from attnforge.kernels import load
+from attnforge.ops import attention
 from attnforge.problem import Problem
-from attnforge.settings import Settings
 from attnforge.target import Target
 
 TINY = Case(batch=1, heads=1, kv_heads=1, seqlen=16, head_dim=64, causal=False, dtype=DType.BF16)
@@ -42,16 +43,18 @@ def problem_of(case: Case) -> Problem:
 
 
 class Decisions:
-    """What the dispatcher picks on one target, from the caches that it would read now."""
+    """What the dispatcher picks on one target."""
 
-    def __init__(self, target: Target, caches: Iterable[LoadedCache] | None = None) -> None:
+    def __init__(self, target: Target, surroundings: Surroundings | None = None) -> None:
+        """``surroundings`` are those of attention() itself unless a test gives others."""
         self.target = target
-        loaded = TunedCacheStore(Settings.from_environment()).load(target) if caches is None else caches
-        self._caches = tuple(loaded)
+        self._surroundings = surroundings or DISPATCHER.surroundings
 
     def of(self, case: Case, pass_: Pass) -> Decision:
-        """The decision for one cell. Raises SpecError."""
-        return decide(spec_of(case, pass_), problem_of(case), self.target, self._caches)
+        """The decision for one cell, now: variants that failed to launch before are passed over. Raises SpecError."""
+        caches = self._surroundings.caches_for(self.target)
+        failed = self._surroundings.failed.get((self.target, case.dtype), set())
+        return decide(spec_of(case, pass_), problem_of(case), self.target, caches, failed)
 
     def record(self, case: Case, pass_: Pass) -> DecisionRecord:
         """The same as plain data, for the results."""
@@ -85,8 +88,6 @@ def _held_launch(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
 
 def measure_host_cost(decisions: Decisions, device: torch.device) -> HostCost:
     """Host time of a tiny bf16 forward through attention(), as a raw held launch, and through SDPA."""
-    from attnforge import attention
-
     shape = (TINY.batch, TINY.heads, TINY.seqlen, TINY.head_dim)
     q, k, v = (torch.randn(shape, dtype=getattr(torch, TINY.dtype), device=device) for _ in range(3))
     q_leaf, k_leaf, v_leaf = (tensor.clone().requires_grad_() for tensor in (q, k, v))

@@ -11,8 +11,13 @@ from attnforge.bench.implementations import PEERS, UnknownPeerError, implementat
 from attnforge.bench.ours import Decisions, problem_of
 from attnforge.bench.results import OURS
 from attnforge.bench.run import Inputs, disagreement, prepare
+from attnforge.cache.schema import Toolchain
+from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import DType, Pass
-from attnforge.target import Target
+from attnforge.dispatch.surroundings import Surroundings
+from attnforge.kernels import Kernels
+from attnforge.settings import Settings
+from tests.runtime.cache.entries import ARCH, measured
 
 CPU = torch.device("cpu")
 
@@ -73,11 +78,28 @@ def test_a_peer_computes_grouped_causal_attention(name, with_fa4, monkeypatch):
     assert disagreement(prepared.results[Pass.FORWARD], (expected,)) < 1e-5
 
 
-def test_an_untuned_cell_is_recorded_as_a_default():
+@pytest.fixture
+def surroundings(tmp_path):
+    """Those of a user who has no tuned cache yet."""
+    store = TunedCacheStore(Settings(cache_dir=tmp_path / "user"), shipped_dir=tmp_path / "shipped")
+    return Surroundings(Kernels.installed(), store, interpreted=False)
+
+
+def test_an_untuned_cell_is_recorded_as_a_default(surroundings):
     case = grid(head_dims=[64], seqlens=[1024], causal=[True])[0]
-    record = Decisions(Target.for_arch("sm_90"), caches=()).record(case, Pass.BACKWARD)
+    record = Decisions(ARCH, surroundings).record(case, Pass.BACKWARD)
     assert (record.kind, record.cache) == ("default", None)
     assert "backward_d64_causal" in record.variant
+
+
+def test_a_tuned_cell_is_recorded_with_its_cache_unless_its_variant_failed_to_launch(surroundings):
+    path = surroundings.store.write(ARCH, [measured(128, 4096, toolchain=Toolchain.installed())])
+    (case,) = grid(head_dims=[128], seqlens=[4096], causal=[True])
+    decisions = Decisions(ARCH, surroundings)
+    record = decisions.record(case, Pass.FORWARD)
+    assert (record.kind, record.cache) == ("exact", str(path))
+    surroundings.failed[ARCH, DType.BF16] = {decisions.of(case, Pass.FORWARD).variant}
+    assert decisions.record(case, Pass.FORWARD).kind == "default"
 
 
 def test_cells_are_decided_on_the_case_that_is_timed():
@@ -87,8 +109,8 @@ def test_cells_are_decided_on_the_case_that_is_timed():
     assert (problem.seqlen_q, problem.seqlen_k, problem.dtype) == (4096, 4096, DType.BF16)
 
 
-def test_compiling_ahead_fills_tritons_cache(monkeypatch, tmp_path):
+def test_compiling_ahead_fills_tritons_cache(surroundings, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     (case,) = grid(head_dims=[64], seqlens=[1024], causal=[False])
-    Decisions(Target.for_arch("sm_90"), caches=()).compile_ahead([(case, Pass.FORWARD)])
+    Decisions(ARCH, surroundings).compile_ahead([(case, Pass.FORWARD)])
     assert list(tmp_path.rglob("forward_kernel.cubin"))
