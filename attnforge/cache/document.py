@@ -50,8 +50,9 @@ def encode(cache: TunedCache) -> bytes:
         "attnforge": cache.attnforge,
         "entries": [_plain_entry(entry) for entry in sorted(cache.entries, key=_order)],
     }
-    # default_flow_style None: innermost mappings take one line each.
-    text: str = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    # default_flow_style None: innermost mappings take one line each. Without allow_unicode, what is not ASCII is
+    # escaped: PyYAML 6 writes U+0085 in single quotes otherwise, and reads it back as a space.
+    text: str = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
     body = text.encode()
     return f"# attnforge tuned cache, format {FORMAT}, sha256 {hashlib.sha256(body).hexdigest()}\n".encode() + body
 
@@ -82,8 +83,8 @@ def decode(content: bytes, path: Path) -> TunedCache:
 
 
 def _order(entry: TunedEntry) -> tuple[object, ...]:
-    bucket = msgspec.structs.astuple(entry.bucket)
-    return (entry.spec.name, bucket, msgspec.structs.astuple(entry.toolchain))
+    astuple = msgspec.structs.astuple
+    return (dataclasses.astuple(entry.spec), astuple(entry.bucket), astuple(entry.toolchain))
 
 
 def _plain_entry(entry: TunedEntry) -> dict[str, object]:

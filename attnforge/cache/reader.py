@@ -10,7 +10,7 @@ from attnforge.cache.trusted_files import UntrustedFileError, read_trusted
 from attnforge.errors import CacheRefused, UntrustedCacheRefused
 
 SIZE_LIMIT = 4 * 2**20
-"""Bytes of a file: about five thousand entries, read in about two seconds."""
+"""Bytes of a file: about 6500 entries, read in about a second (500 took 0.07 s)."""
 
 
 def read_users_cache(path: Path, *, root: Path) -> TunedCache:

@@ -156,9 +156,11 @@ class TunedCacheStore:
                 path, f"it would have {len(content)} bytes, more than is read back; move it away"
             )
         try:
-            decode(content, path)
+            is_read_back = encode(decode(content, path)) == content
         except CorruptCacheRefused as refused:
             raise CacheNotWrittenError(path, f"an entry could not be read back: {refused.reason}") from refused
+        if not is_read_back:
+            raise CacheNotWrittenError(path, "an entry is not read back as it was written")
         replace_file(path, content)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -26,8 +29,12 @@ def path(target: TargetOption = None) -> None:
     typer.echo(_store().path(_chosen(target)))
 
 
-def show(target: TargetOption = None) -> None:
-    """Show the entries of every tuned cache, or of those that serve a target, in look-up order."""
+def show(
+    target: Annotated[
+        str | None, typer.Option("--target", help="Only the caches that serve an arch such as sm_90, in look-up order.")
+    ] = None,
+) -> None:
+    """Show the entries of your tuned caches and of the shipped ones."""
     store = _store()
     places = store.all_places() if target is None else store.places(Target.for_arch(target))
     found = False
@@ -79,25 +86,27 @@ def _chosen(target: str | None) -> Target:
 
 
 def _print_cache(place: CacheFile, cache: TunedCache) -> None:
-    table = Table(title=f"{place.path} ({place.origin})", title_justify="left")
-    for column in ("spec", "bucket", "schedule", "config", "source", "ms", "gain", "date", "found with"):
+    typer.echo(f"{place.path} ({place.origin}, {len(cache.entries)} entries)")
+    table = Table(box=SIMPLE)
+    for column in ("spec", "bucket", "schedule/config", "source", "ms", "gain", "date"):
         table.add_column(column, overflow="fold", justify="right" if column in ("ms", "gain") else "left")
     for entry in cache.entries:
         table.add_row(*_row(entry))
-    console = Console()
-    # Piped output has no terminal to fit into: every row stays on its line.
-    console.print(table, width=None if console.is_terminal else 240)
+    # Piped output has no terminal to fit into: wide enough for every row to stay on its line.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    stale = Counter(entry.toolchain.differences(Toolchain.installed()) for entry in cache.entries)
+    for differences, count in stale.items():
+        if differences:
+            typer.echo(f"  {count} of them found with {'; '.join(differences)}: they serve, but not as exact\n")
 
 
 def _row(entry: TunedEntry) -> tuple[str, ...]:
     return (
         entry.spec.name,
         entry.bucket.name,
-        entry.schedule,
-        entry.config.name,
+        f"{entry.schedule}/{entry.config.name}",
         entry.source,
         "" if entry.median_ms is None else f"{entry.median_ms:.4f}",
         "" if entry.gain is None else f"{entry.gain:.2f}x",
         f"{entry.created:%Y-%m-%d}",
-        ", ".join(entry.toolchain.differences(Toolchain.installed())) or "this toolchain",
     )
