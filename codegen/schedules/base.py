@@ -68,7 +68,7 @@ class ScheduleDefinition:
     """Choices by config field; the flag asks for the quick space, of minutes."""
     constraints: tuple[Constraint, ...]
     default: Callable[[AttentionSpec, DType, Limits], Config]
-    shared_memory_estimate: Callable[[AttentionSpec, Config, DType], int]
+    shared_memory_estimate: Callable[[AttentionSpec, Config, DType, Limits], int]
     """Bytes that the widest kernel will want, from its tiles; the compiler has the last word."""
     kernels: Mapping[str, tuple[str, ...]]
     """Config fields by the kernel they shape, for kernels that are timed apart and whose best tiles can be combined."""
