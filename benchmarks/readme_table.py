@@ -23,9 +23,9 @@ BEGIN = "<!-- speed: written by benchmarks/readme_table.py -->"
 END = "<!-- /speed -->"
 
 
-def newest_run(root: Path = ROOT) -> tuple[Path, Results] | None:
+def newest_run() -> tuple[Path, Results] | None:
     """The committed run that was made last, and where it is; None when there is none."""
-    runs = [(path, read_results(path)) for path in sorted((root / "benchmarks" / "results").rglob("*.json"))]
+    runs = [(path, read_results(path)) for path in sorted((ROOT / "benchmarks" / "results").rglob("*.json"))]
     return max(runs, key=lambda run: run[1].created, default=None)
 
 
