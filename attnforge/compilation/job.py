@@ -21,7 +21,7 @@ class VariantData(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, variant: Variant) -> Self:
         """The data of ``variant``."""
-        return cls(variant.spec, variant.schedule, fields_of(variant.config))
+        return cls(variant.spec, variant.schedule, {**fields_of(variant.config)})
 
     @property
     def variant(self) -> Variant:

@@ -12,7 +12,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime.driver import driver
 
 
-class OfflineDriver(DriverBase):
+class OfflineDriver(DriverBase):  # type: ignore[misc]  # triton is untyped
     """Names a target, and can do nothing else.
 
     ``kernel.warmup(...)`` under it specialises, hashes and caches exactly as a launch on that GPU would, so that the
