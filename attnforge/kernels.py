@@ -9,7 +9,6 @@ read a second time and no ``.pyc`` is ever looked at.
 from __future__ import annotations
 
 import hashlib
-import json
 import linecache
 import threading
 import warnings
@@ -19,6 +18,8 @@ from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
+
+import msgspec
 
 from attnforge.cache.trusted_files import UntrustedFileError, read_trusted
 from attnforge.codegen import AttentionSpec, TemplateSet, Variant, render
@@ -38,6 +39,10 @@ class BrokenInstallationError(AttnforgeError):
 
 class KernelRefusedWarning(UserWarning):
     """A kernel's file was refused, and the text that the installed templates render runs instead."""
+
+
+class _Manifest(msgspec.Struct):
+    files: dict[str, str]
 
 
 class Origin(StrEnum):
@@ -96,12 +101,11 @@ class Kernels:
         """SHA-256 by path below ``shipped``. Raises BrokenInstallationError."""
         path = self.shipped / "manifest.json"
         try:
-            listed = json.loads(path.read_bytes())["files"]
+            return msgspec.json.decode(path.read_bytes(), type=_Manifest).files
         except OSError as error:
             raise BrokenInstallationError(path, f"it cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise BrokenInstallationError(path, "it is not the manifest that attnforge writes") from error
-        return {str(name): str(digest) for name, digest in listed.items()}
+        except ValueError as error:  # msgspec's errors, and UnicodeDecodeError
+            raise BrokenInstallationError(path, f"it is not the manifest that attnforge writes ({error})") from error
 
     def is_generated(self, spec: AttentionSpec) -> bool:
         """Whether a spec is shipped, or the user's folder holds a kernel of it."""

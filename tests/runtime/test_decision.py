@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import pytest
+
+from attnforge.cache.schema import Source, Toolchain, TunedEntry
+from attnforge.cache.store import LoadedCache, Origin
+from attnforge.codegen import DType, Limits, Variant, default_config
+from attnforge.dispatch.decision import Decision, DecisionKind, best_by_kind, decide, matches, smaller_defaults
+from attnforge.problem import Bucket, Problem
+from attnforge.target import Target
+from tests.runtime.cache.entries import a_cache, a_config, a_problem, a_spec, measured, predicted
+
+SM_90 = Target.for_arch("sm_90")
+HERE = Toolchain(triton="3.6.0", torch="2.11.0", templates="0" * 16)
+ELSEWHERE = Toolchain(triton="3.7.0", torch="2.12.0", templates="0" * 16)
+PROBLEM = a_problem(4096)
+NEIGHBOUR = Problem(batch=4, heads=16, kv_heads=4, seqlen_q=4000, seqlen_k=4096, dtype=DType.BF16)
+"""Another problem of the same bucket."""
+
+
+@pytest.fixture(autouse=True)
+def toolchain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Toolchain, "installed", staticmethod(lambda: HERE))
+
+
+def found(make: object, problem: Problem, block_m: int, toolchain: Toolchain = HERE, head_dim: int = 128) -> TunedEntry:
+    """An entry that is recognised by its block_m."""
+    changes = {"problem": problem, "bucket": Bucket.of(problem), "config": a_config(block_m), "toolchain": toolchain}
+    return make(head_dim, **changes)  # type: ignore[operator, no-any-return]
+
+
+def caches(*files: tuple[TunedEntry, ...]) -> list[LoadedCache]:
+    return [LoadedCache(Path(f"/caches/{index}.yaml"), Origin.USER, a_cache(*file)) for index, file in enumerate(files)]
+
+
+def decided(*files: tuple[TunedEntry, ...], problem: Problem = PROBLEM) -> tuple[DecisionKind, int, str | None]:
+    """Kind, block_m and file of the decision."""
+    decision = decide(a_spec(), problem, SM_90, caches(*files))
+    path = decision.cache_path
+    return decision.kind, decision.variant.config.block_m, path and path.stem  # type: ignore[attr-defined]
+
+
+EXACT = found(measured, PROBLEM, 16)
+BUCKET = found(measured, NEIGHBOUR, 32)
+NEAR = found(measured, a_problem(8192), 64)
+FAR = found(measured, a_problem(1024), 128)
+GUESS = found(predicted, PROBLEM, 256)
+
+
+def test_the_exact_entry_goes_first() -> None:
+    assert decided((EXACT, NEAR, FAR)) == (DecisionKind.EXACT, 16, "0")
+    assert decided((NEAR,), (BUCKET,), (EXACT,)) == (DecisionKind.EXACT, 16, "2")
+
+
+def test_then_the_bucket_then_the_nearest_bucket() -> None:
+    assert decided((FAR, NEAR, BUCKET)) == (DecisionKind.BUCKET, 32, "0")
+    assert decided((FAR,), (NEAR,)) == (DecisionKind.NEAREST, 64, "1")
+    assert decided((FAR,)) == (DecisionKind.NEAREST, 128, "0")
+
+
+def test_without_an_entry_the_default_config_serves() -> None:
+    other_spec = found(measured, PROBLEM, 16, head_dim=64)
+    decision = decide(a_spec(), PROBLEM, SM_90, caches((other_spec,)))
+    assert decision.kind is DecisionKind.DEFAULT
+    assert decision.variant == Variant(a_spec(), *default_config(a_spec(), DType.BF16, SM_90.limits))
+    assert decision.reason == "nothing usable is tuned for forward_d128_causal on sm_90: the default config"
+
+
+def test_an_entry_of_a_wider_dtype_does_not_serve() -> None:
+    fp32 = Problem(batch=4, heads=16, kv_heads=16, seqlen_q=4096, seqlen_k=4096, dtype=DType.FP32)
+    fp16 = Problem(batch=4, heads=16, kv_heads=16, seqlen_q=4096, seqlen_k=4096, dtype=DType.FP16)
+    assert decided((EXACT,), problem=fp32)[0] is DecisionKind.DEFAULT
+    assert decided((EXACT,), problem=fp16) == (DecisionKind.NEAREST, 16, "0")
+
+
+def test_measured_goes_before_predicted_however_near() -> None:
+    assert decided((GUESS,), (FAR,)) == (DecisionKind.NEAREST, 128, "1")
+    assert decided((GUESS,)) == (DecisionKind.EXACT, 256, "0")
+
+
+def test_among_equals_the_first_cache_wins() -> None:
+    assert decided((found(measured, PROBLEM, 64),), (EXACT,)) == (DecisionKind.EXACT, 64, "0")
+
+
+def test_an_entry_of_another_toolchain_is_not_exact_but_serves() -> None:
+    old = found(measured, PROBLEM, 64, ELSEWHERE)
+    assert decided((old,)) == (DecisionKind.BUCKET, 64, "0")
+    assert decided((old,), (BUCKET,)) == (DecisionKind.BUCKET, 32, "1")
+    reason = decide(a_spec(), PROBLEM, SM_90, caches((old,))).reason
+    assert reason.endswith("(found with triton 3.7.0, not 3.6.0)")
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (EXACT, "measured on this very problem, 1.25 ms, 1.20 x the default"),
+        (BUCKET, "measured for its bucket bfloat16_bh64_q4096_k4096, 1.25 ms, 1.20 x the default"),
+        (NEAR, "measured for the nearest bucket bfloat16_bh64_q8192_k8192, 2 steps away, 1.25 ms, 1.20 x the default"),
+        (GUESS, "predicted on this very problem, 1.20 x the default"),
+    ],
+)
+def test_the_reason_is_in_words(entry: TunedEntry, reason: str) -> None:
+    decision = decide(a_spec(), PROBLEM, SM_90, caches((entry,)))
+    assert decision == Decision(entry.variant, decision.kind, reason, entry, Path("/caches/0.yaml"))
+
+
+def test_what_failed_before_is_passed_over() -> None:
+    files = caches((EXACT, NEAR, FAR))
+    assert decide(a_spec(), PROBLEM, SM_90, files, {EXACT.variant}).entry == NEAR
+    every = {EXACT.variant, NEAR.variant, FAR.variant}
+    assert decide(a_spec(), PROBLEM, SM_90, files, every).kind is DecisionKind.DEFAULT
+
+
+def test_the_steps_of_a_look_up_hold_the_best_of_each_kind() -> None:
+    best = best_by_kind(matches(a_spec(), PROBLEM, caches((FAR, NEAR), (EXACT,), (GUESS,))))
+    assert {step: match.entry for step, match in best.items()} == {
+        (Source.MEASURED, DecisionKind.EXACT): EXACT,
+        (Source.MEASURED, DecisionKind.NEAREST): NEAR,
+        (Source.PREDICTED, DecisionKind.EXACT): GUESS,
+    }
+
+
+@pytest.mark.parametrize("dtype", DType)
+def test_smaller_defaults_start_at_the_default_and_ask_for_ever_less(dtype: DType) -> None:
+    variants = list(smaller_defaults(a_spec(256), dtype, SM_90.limits))
+    needs = [v.definition.shared_memory_estimate(v.spec, v.config, dtype, SM_90.limits) for v in variants]
+    assert variants[0] == Variant(a_spec(256), *default_config(a_spec(256), dtype, SM_90.limits))
+    assert len(set(variants)) == len(variants) > 1
+    assert needs == sorted(needs, reverse=True)
+
+
+def test_smaller_defaults_end_where_there_is_none_smaller() -> None:
+    smallest = list(smaller_defaults(a_spec(), DType.BF16, SM_90.limits))[-1]
+    assert Variant(a_spec(), *default_config(a_spec(), DType.BF16, Limits("sm_90", 1024))) == smallest
