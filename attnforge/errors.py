@@ -91,10 +91,10 @@ class UntrustedCacheRefused(CacheRefused):
 
 
 class CacheNotWrittenError(AttnforgeError):
-    """A tuned cache could not be written; what was there before is untouched."""
+    """A tuned cache could not be written: the file, if there was one, is as it was."""
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        super().__init__(f"tuned cache {path} was not written, what was there before is untouched: {reason}")
+        super().__init__(f"tuned cache {path} was not written: {reason}")
         self.path = path
         self.reason = reason
 

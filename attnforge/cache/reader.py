@@ -6,8 +6,8 @@ from pathlib import Path
 
 from attnforge.cache.document import decode
 from attnforge.cache.schema import TunedCache
-from attnforge.cache.trusted_files import UntrustedFileError, read_trusted
-from attnforge.errors import CacheRefused, UntrustedCacheRefused
+from attnforge.cache.trusted_files import TooLargeFileError, UntrustedFileError, read_trusted
+from attnforge.errors import CacheRefused, CorruptCacheRefused, UntrustedCacheRefused
 
 SIZE_LIMIT = 4 * 2**20
 """Bytes of a file: about 6500 entries, read in about a second (500 took 0.07 s)."""
@@ -20,6 +20,8 @@ def read_users_cache(path: Path, *, root: Path) -> TunedCache:
     """
     try:
         content = read_trusted(path, root=root, limit=SIZE_LIMIT)
+    except TooLargeFileError as error:
+        raise CorruptCacheRefused(path, str(error)) from error
     except UntrustedFileError as error:
         raise UntrustedCacheRefused(path, str(error)) from error
     except FileNotFoundError:

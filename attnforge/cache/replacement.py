@@ -10,9 +10,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes ``content`` to ``path`` with mode 0600, durably; the caller holds the file's lock. Raises OSError."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink()  # of a writer that was killed: nobody else writes while the lock is held
+    """Writes ``content`` to ``path`` with mode 0600, durably. Raises OSError, and leaves the old file as it was."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
@@ -25,6 +23,12 @@ def replace_file(path: Path, content: bytes) -> None:
             os.unlink(name)
         raise
     _sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what writers of ``path`` left when they were killed; the caller holds the lock that all of them take."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink()
 
 
 def move_aside(path: Path) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 from attnforge import __version__
 from attnforge.cache.document import decode, encode
 from attnforge.cache.reader import SIZE_LIMIT, read_shipped_cache, read_users_cache
-from attnforge.cache.replacement import move_aside, replace_file
-from attnforge.cache.schema import Source, TunedCache, TunedEntry
+from attnforge.cache.replacement import move_aside, remove_leftovers, replace_file
+from attnforge.cache.schema import EntryKey, Source, TunedCache, TunedEntry
 from attnforge.cache.trusted_files import UntrustedFileError, open_trusted_folder
 from attnforge.errors import (
     CacheNotWrittenError,
@@ -61,7 +61,8 @@ class TunedCacheStore:
     def __init__(self, settings: Settings, shipped_dir: Path | None = None) -> None:
         """``shipped_dir`` is the installed package's unless a test gives another."""
         self._settings = settings
-        self._shipped_dir = shipped_dir or Path(str(files("attnforge.generated"))) / "tuned"
+        shipped_dir = shipped_dir or Path(str(files("attnforge.generated"))) / "tuned"
+        self._folders = ((settings.tuned_dir, Origin.USER), (shipped_dir, Origin.SHIPPED))
         self._warned: set[tuple[Path, str]] = set()
 
     def path(self, target: Target) -> Path:
@@ -71,13 +72,13 @@ class TunedCacheStore:
     def places(self, target: Target) -> tuple[CacheFile, ...]:
         """Where a target's caches may be, in look-up order: the user's before ours, the GPU's before its arch's."""
         stems = dict.fromkeys((target.slug, target.arch))
-        folders = ((self._settings.tuned_dir, Origin.USER), (self._shipped_dir, Origin.SHIPPED))
-        return tuple(CacheFile(folder / f"{stem}.yaml", origin) for folder, origin in folders for stem in stems)
+        return tuple(CacheFile(folder / f"{stem}.yaml", origin) for folder, origin in self._folders for stem in stems)
 
     def all_places(self) -> tuple[CacheFile, ...]:
         """Every cache file there is, for whatever target."""
-        folders = ((self._settings.tuned_dir, Origin.USER), (self._shipped_dir, Origin.SHIPPED))
-        return tuple(CacheFile(path, origin) for folder, origin in folders for path in sorted(folder.glob("*.yaml")))
+        return tuple(
+            CacheFile(path, origin) for folder, origin in self._folders for path in sorted(folder.glob("*.yaml"))
+        )
 
     def read(self, place: CacheFile) -> TunedCache:
         """The cache at one place.
@@ -156,17 +157,16 @@ class TunedCacheStore:
                 path, f"it would have {len(content)} bytes, more than is read back; move it away"
             )
         try:
-            is_read_back = encode(decode(content, path)) == content
+            decode(content, path)
         except CorruptCacheRefused as refused:
             raise CacheNotWrittenError(path, f"an entry could not be read back: {refused.reason}") from refused
-        if not is_read_back:
-            raise CacheNotWrittenError(path, "an entry is not read back as it was written")
+        remove_leftovers(path)
         replace_file(path, content)
 
 
 def merge(existing: Iterable[TunedEntry], new: Iterable[TunedEntry]) -> tuple[TunedEntry, ...]:
     """At most one entry a key: measured before predicted, then the newer; predictions that were measured since go."""
-    best: dict[object, TunedEntry] = {}
+    best: dict[EntryKey, TunedEntry] = {}
     for entry in (*existing, *new):
         rival = best.get(entry.key)
         if rival is None or _rank(entry) >= _rank(rival):

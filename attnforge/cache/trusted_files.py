@@ -24,12 +24,16 @@ class UntrustedFileError(Exception):
         self.path = path
 
 
+class TooLargeFileError(UntrustedFileError):
+    """A file with more bytes than its reader takes."""
+
+
 def read_trusted(path: Path, *, root: Path, limit: int) -> bytes:
     """The content of ``path``, a plain file below ``root``; every folder from ``root`` down is checked too.
 
     Raises FileNotFoundError when it or a folder is missing, UntrustedFileError when root, folder or file is a symlink,
-    belongs to somebody else than this user or root, is writable for group or others, or when the file has more than
-    ``limit`` bytes.
+    belongs to somebody else than this user or root, or is writable for group or others; TooLargeFileError, which is
+    one, when the file has more than ``limit`` bytes.
     """
     folder = open_trusted_folder(path.parent, root=root)
     try:
@@ -39,7 +43,7 @@ def read_trusted(path: Path, *, root: Path, limit: int) -> bytes:
     with open(descriptor, "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise UntrustedFileError(path, f"has more than {limit} bytes")
+        raise TooLargeFileError(path, f"has more than {limit} bytes")
     return content
 
 

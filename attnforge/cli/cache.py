@@ -23,6 +23,8 @@ TargetOption = Annotated[
     str | None, typer.Option("--target", help="An arch such as sm_90 or gfx942; this machine's GPU when left out.")
 ]
 
+NO_CACHES = "There is no tuned cache yet: run `attnforge tune`. Until then the default configs serve."
+
 
 def path(target: TargetOption = None) -> None:
     """Print the file that a tune on the target writes and that is looked up first, whether it exists or not."""
@@ -49,7 +51,7 @@ def show(
             _print_cache(place, cache)
         found = True
     if not found:
-        typer.echo("There is no tuned cache yet: run `attnforge tune`. Until then the default configs serve.")
+        typer.echo(NO_CACHES)
 
 
 def verify(
@@ -60,6 +62,8 @@ def verify(
     """Check tuned caches as a look-up does: exits 1 when one is refused, and names the file and the reason."""
     store = _store()
     known = {place.path: place for place in store.all_places()}
+    if not paths and not known:
+        typer.echo(NO_CACHES)
     some_refused = False
     for file in paths or known:
         try:
