@@ -115,9 +115,7 @@ def test_what_no_kernel_can_take_is_named(changes: dict[str, Any], argument: str
 
 
 def test_cpu_tensors_need_the_interpreter() -> None:
-    with pytest.raises(
-        UnsupportedInputError, match=r"q\.device: got cpu; supported: cuda \(cpu with"
-    ):
+    with pytest.raises(UnsupportedInputError, match=r"q\.device: got cpu; supported: cuda \(cpu with"):
         check(interpreted=False)
 
 
