@@ -12,6 +12,8 @@ from attnforge.bench.results import Environment, GpuState
 from attnforge.target import Target
 
 PACKAGES = ("attnforge", "torch", "triton", "flash-attn-4")
+DEADLINE_S = 20.0
+"""For nvidia-smi, which hangs when the driver does."""
 STATE_FIELDS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 
 
@@ -19,7 +21,7 @@ def _ask_nvidia_smi(gpu: str, *arguments: str) -> str | None:
     """The answer of nvidia-smi for one GPU, as CSV; None when it is not there or refuses."""
     command = ["nvidia-smi", f"--id={gpu}", "--format=csv,noheader,nounits", *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

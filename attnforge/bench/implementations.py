@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Implementation:
     build: Build
     """Makes the function of q, k and v for a case."""
     module: str | None = None
-    """What must be importable, beside torch, for it to be among the default peers."""
+    """What must be installed, beside torch, for it to be among the default peers."""
 
 
 def _ours(case: Case, device: torch.device) -> Attend:
@@ -104,11 +105,14 @@ PEERS = {
 }
 
 
-def _is_importable(module: str | None) -> bool:
-    try:
-        return module is None or find_spec(module) is not None
-    except ImportError:  # of a parent package
-        return False
+def _is_installed(module: str | None) -> bool:
+    """Whether a module's file is there; its packages are not imported, which could fail in ways of their own."""
+    if module is None:
+        return True
+    package, *rest = module.split(".")
+    spec = find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    return any(Path(folder, *rest).with_suffix(".py").is_file() for folder in folders or ())
 
 
 def implementations(peers: str | None = None) -> list[Implementation]:
@@ -117,7 +121,7 @@ def implementations(peers: str | None = None) -> list[Implementation]:
     Raises UnknownPeerError.
     """
     if peers is None:
-        return [OUR_IMPLEMENTATION, *(peer for peer in PEERS.values() if _is_importable(peer.module))]
+        return [OUR_IMPLEMENTATION, *(peer for peer in PEERS.values() if _is_installed(peer.module))]
     names = [name.strip() for name in peers.split(",") if name.strip()]
     if names == ["none"]:
         return [OUR_IMPLEMENTATION]

@@ -70,7 +70,7 @@ class Decisions:
         A variant that does not compile is no error here: the dispatcher meets it again, and the cell says why.
         """
         jobs = [(self.of(case, pass_).variant, problem_of(case)) for case, pass_ in cells]
-        with CompilePool(min(len(jobs), os.cpu_count() or 1)) as pool:
+        with CompilePool(min(len(jobs), len(os.sched_getaffinity(0)))) as pool:
             for future in [pool.submit(variant, problem, self.target) for variant, problem in jobs]:
                 future.result()
 

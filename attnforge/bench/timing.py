@@ -41,7 +41,7 @@ class CudaTimer:
     """
 
     device: torch.device
-    budget_ms: float = 800.0
+    budget_ms: float = 600.0
     """GPU time to spend on one measure(), flushes not counted."""
     least_rounds: int = 10
     most_rounds: int = 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,29 +22,40 @@ WIDTH_OF_THE_TABLE = 140
 """Columns to print in when the output is no terminal, whose width would be guessed as 80."""
 
 
+HeadDimOption = Annotated[
+    list[int] | None, typer.Option(help="Head dim of q, k and v; repeatable.", show_default="64, 128")
+]
+SeqlenOption = Annotated[
+    list[int] | None, typer.Option(help="Queries and keys; repeatable.", show_default="1024, 4096, 16384")
+]
+PassOption = Annotated[Pass | None, typer.Option("--pass", help="One of the two; both when left out.")]
+CausalOption = Annotated[
+    bool | None, typer.Option("--causal/--no-causal", help="With or without a causal mask; both when left out.")
+]
+DTypeOption = Annotated[DType, typer.Option(help="Of q, k and v.")]
+KvHeadsOption = Annotated[
+    int | None, typer.Option(help="Heads of k and v, for grouped queries; those of q when left out.")
+]
+PeersOption = Annotated[
+    str | None,
+    typer.Option(help=f"Comma-separated, of {', '.join(PEERS)}; or none. All that are installed when left out."),
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help=f"Sequence length {QUICK_SEQLENS[0]} alone.")]
+HostOption = Annotated[bool, typer.Option("--host", help="Only the host time of a small call.")]
+OutOption = Annotated[Path, typer.Option(help="Folder for results.json and results.png.")]
+
+
 def bench(
-    head_dim: Annotated[
-        list[int] | None, typer.Option(help="Head dim of q, k and v; repeatable.", show_default="64, 128")
-    ] = None,
-    seqlen: Annotated[
-        list[int] | None, typer.Option(help="Queries and keys; repeatable.", show_default="1024, 4096, 16384")
-    ] = None,
-    pass_: Annotated[list[Pass] | None, typer.Option("--pass", help="Repeatable.", show_default="both")] = None,
-    causal: Annotated[bool | None, typer.Option(help="One kind of mask alone.", show_default="both")] = None,
-    dtype: Annotated[DType, typer.Option(help="Of q, k and v.")] = DType.BF16,
-    kv_heads: Annotated[
-        int | None, typer.Option(help="Heads of k and v, for grouped queries.", show_default="as many as of q")
-    ] = None,
-    peers: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Comma-separated, of {', '.join(PEERS)}; or none.",
-            show_default="all; fa4 (flash-attn-4) when it is installed",
-        ),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help=f"Sequence length {QUICK_SEQLENS[0]} alone.")] = False,
-    host: Annotated[bool, typer.Option("--host", help="Only the host time of a small call.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for results.json and results.png.")] = Path("attnforge-bench"),
+    head_dim: HeadDimOption = None,
+    seqlen: SeqlenOption = None,
+    pass_: PassOption = None,
+    causal: CausalOption = None,
+    dtype: DTypeOption = DType.BF16,
+    kv_heads: KvHeadsOption = None,
+    peers: PeersOption = None,
+    quick: QuickOption = False,
+    host: HostOption = False,
+    out: OutOption = Path("attnforge-bench"),
 ) -> None:
     """Time attnforge beside PyTorch's SDPA, FlexAttention and FlashAttention-4.
 
@@ -52,15 +64,16 @@ def bench(
     Prints TFLOP/s and ratios (above 1, attnforge is faster), writes every
     number and a picture. Exits 1 when attnforge itself failed in a cell.
     """
-    seqlens = seqlen or (QUICK_SEQLENS if quick else SEQLENS)
-    masks = (False, True) if causal is None else (causal,)
     cases = grid(
-        head_dims=_unique(head_dim or HEAD_DIMS), seqlens=_unique(seqlens), causal=masks, dtype=dtype, kv_heads=kv_heads
+        head_dims=_unique(head_dim or HEAD_DIMS),
+        seqlens=_unique(seqlen or (QUICK_SEQLENS if quick else SEQLENS)),
+        causal=(False, True) if causal is None else (causal,),
+        dtype=dtype,
+        kv_heads=kv_heads,
     )
     competitors = implementations(peers)
-    passes = [each for each in Pass if each in (pass_ or Pass)]
     check_gpu()
-    results = _run([] if host else cases, passes, competitors)
+    results = _run([] if host else cases, [pass_] if pass_ else list(Pass), competitors)
     console = Console()
     console.print(report(results), width=None if console.is_terminal else WIDTH_OF_THE_TABLE)
     if host:
@@ -72,7 +85,7 @@ def bench(
         raise typer.Exit(1)
 
 
-def _unique(values: list[int] | tuple[int, ...]) -> list[int]:
+def _unique(values: Iterable[int]) -> list[int]:
     return list(dict.fromkeys(values))
 
 

@@ -1,6 +1,7 @@
 """The peers: which take part, and that each is called in its own layout; our decisions for each cell."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnforge.bench.case import Case, grid
 from attnforge.bench.implementations import PEERS, UnknownPeerError, implementations
 from attnforge.bench.ours import Decisions, problem_of
-from attnforge.bench.results import OURS
-from attnforge.bench.run import Inputs, disagreement, prepare
+from attnforge.bench.results import OURS, Failure, Measurement
+from attnforge.bench.run import Inputs, disagreement, prepare, run_case
 from attnforge.cache.schema import Toolchain
 from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import DType, Pass
@@ -114,3 +115,14 @@ def test_compiling_ahead_fills_tritons_cache(surroundings, monkeypatch, tmp_path
     (case,) = grid(head_dims=[64], seqlens=[1024], causal=[False])
     Decisions(ARCH, surroundings).compile_ahead([(case, Pass.FORWARD)])
     assert list(tmp_path.rglob("forward_kernel.cubin"))
+
+
+def test_a_flash_attention_that_cannot_be_imported_is_a_failure_of_its_cells_alone(with_fa4, tmp_path):
+    (tmp_path / "flash_attn" / "cute" / "interface.py").write_text("raise RuntimeError('no driver')")
+    assert names()[-1] == "fa4"
+    case = Case(batch=1, heads=1, kv_heads=1, seqlen=8, head_dim=16, causal=False, dtype=DType.FP32)
+    peers = [PEERS["flash"], PEERS["fa4"]]
+    timer = SimpleNamespace(measure=lambda calls: {name: [1.0, 1.0] for name in calls})
+    (cell,) = run_case(case, [Pass.FORWARD], peers, timer, lambda case, pass_: None, CPU)
+    assert isinstance(cell.outcomes["flash"], Measurement)
+    assert cell.outcomes["fa4"] == Failure(kind="error", reason="RuntimeError: no driver")
