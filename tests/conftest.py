@@ -14,6 +14,10 @@ import torch
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
+# Tensors here are tiny: on two busy cores, threads that wait for each other made 250 s of what takes 7.
+torch.set_num_threads(1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "interpreter: runs kernels in Triton's interpreter; see tests/conftest.py")
 

@@ -155,20 +155,21 @@ def _differences(outputs: dict[str, Output], again: dict[str, Output]) -> list[R
 def gate_cases(spec: AttentionSpec, dtype: DType, *, deep: bool = False, tile: int = LARGEST_TILE) -> tuple[Case, ...]:
     """The cases of the gate: whole blocks, tails at both ends, and rows that see no key (causal).
 
-    Each compiles to the same kernels for every ``tile``, the widest block to be tried. A deep gate adds a layout with
-    strides, one with separate kv heads and another softmax scale, and sequences of one.
+    The first runs the very kernels of a problem of many whole blocks, packed tensors and a kv head for each head; the
+    others share a second compilation. ``tile`` is the widest block to be tried. A deep gate adds a strided layout with
+    other groups, one head without a group at another softmax scale, and sequences of one.
     """
     options: dict[str, Any] = {"spec": spec, "dtype": dtype, "families": Family.of(spec)}
     cases = [
-        Case(seqlen_q=2 * tile, seqlen_k=2 * tile, **options),
-        Case(seqlen_q=tile + tile // 4 + 5, seqlen_k=2 * tile + tile // 2 + 3, **options),
+        Case(seqlen_q=2 * tile, seqlen_k=2 * tile, kv_heads=2, **options),
+        Case(seqlen_q=tile + tile // 4 + 5, seqlen_k=2 * tile + tile // 2 + 3, heads=4, kv_heads=2, **options),
     ]
     if spec.causal:
         cases.append(Case(seqlen_q=2 * tile + 1, seqlen_k=tile // 2 + 13, **options))
     if deep:
         cases += [
-            Case(seqlen_q=2 * tile - 1, seqlen_k=2 * tile - 1, layout=Layout.BSHD, heads=4, kv_heads=2, **options),
-            Case(seqlen_q=tile, seqlen_k=tile + 1, heads=3, kv_heads=3, scale_factor=0.5, **options),
+            Case(seqlen_q=2 * tile - 1, seqlen_k=2 * tile - 1, layout=Layout.BSHD, heads=4, **options),
+            Case(seqlen_q=tile, seqlen_k=tile + 1, heads=1, scale_factor=0.5, **options),
             Case(seqlen_q=1, seqlen_k=2 * tile + 1, **options),
             Case(seqlen_q=tile + 1, seqlen_k=1, **options),
         ]

@@ -1,4 +1,4 @@
-"""FlashAttention's tiles in plain torch, rounding where kernels round, with faults to seed: what the rules are tried on.
+"""FlashAttention's tiles in plain torch, rounding where kernels round, with faults to seed: the rules are tried on it.
 
 It needs neither Triton nor its interpreter, and works in bf16, which the interpreter cannot multiply.
 """
