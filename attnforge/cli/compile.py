@@ -27,8 +27,8 @@ from attnforge.target import Target
 
 BATCH, HEADS = 4, 16
 """Of the representative problem. Triton specialises kernels on neither."""
-MAX_SPILL_BYTES = 512
-"""Of one thread."""
+MAX_SPILL_BYTES = 1024
+"""Of one thread. The fastest dK/dV kernel of D=256 on an H200 spills 528; tiles that are too wide spill thousands."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ REGISTER_BYTES = 4
 
 _PTXAS_REGISTERS = re.compile(r"\bUsed (\d+) registers")
 _PTXAS_SPILLS = re.compile(r"(\d+) bytes spill stores")
-_WGMMA_SERIALISED = re.compile(r"^.*\(C751[0-5]\).*$", re.MULTILINE)
+_WGMMA_SERIALISED = re.compile(r"\(C751[0-5]\).*")
 
 
 class UnreadableReportError(ValueError):
@@ -34,8 +34,8 @@ def read_ptxas_log(log: str) -> Resources:
     if registers is None:
         raise UnreadableReportError("register count", log)
     spills = _PTXAS_SPILLS.search(log)
-    warnings = (match.group().strip() for match in _WGMMA_SERIALISED.finditer(log))
-    return Resources(int(registers[1]), int(spills[1]) if spills else 0, tuple(dict.fromkeys(warnings)))
+    warnings = dict.fromkeys(_WGMMA_SERIALISED.findall(log))
+    return Resources(int(registers[1]), int(spills[1]) if spills else 0, tuple(warnings))
 
 
 def read_amdgcn(assembly: str) -> Resources:
