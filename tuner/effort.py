@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 
 
-def compile_jobs() -> int:
-    """Compiler processes for this machine: every core but one, which the tuner and the measuring worker share."""
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+def cores() -> int:
+    """How many of this machine's cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,9 +109,9 @@ class PlainProgress:
 class LiveProgress:
     """One bar for all specs with the time left, one for each spec that is being searched."""
 
-    def __init__(self, console: Console, specs: int, budget_s: float) -> None:
+    def __init__(self, console: Console, specs: int, budget_s: float | None) -> None:
         self._number = specs
-        self._ends = time.monotonic() + budget_s
+        self._ends = None if budget_s is None else time.monotonic() + budget_s
         self._bars: dict[str, TaskID] = {}
         self._failures: Counter[str] = Counter()
         self._progress = Progress(
@@ -152,11 +152,14 @@ class LiveProgress:
         self._progress.stop()
 
     def _left(self) -> str:
-        seconds = max(0, round(self._ends - time.monotonic()))
         failed = "".join(f"  {n} {kind}" for kind, n in self._failures.items())
-        return f"at most {seconds // 60}:{seconds % 60:02d} left{failed and '  failed:' + failed}"
+        words = f"  failed: {failed}" if failed else ""
+        if self._ends is None:
+            return words
+        seconds = max(0, round(self._ends - time.monotonic()))
+        return f"about {seconds // 60}:{seconds % 60:02d} left{words}"
 
 
-def progress_for(console: Console, specs: int, budget_s: float) -> TuneProgress:
+def progress_for(console: Console, specs: int, budget_s: float | None) -> TuneProgress:
     """The display that suits a console."""
     return LiveProgress(console, specs, budget_s) if console.is_terminal else PlainProgress(console, specs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from attnforge.compilation import CompilePool
 from attnforge.settings import Settings
 from attnforge.tuner.budget import Budget
 from attnforge.tuner.effort import Effort
+from attnforge.tuner.interruption import run_until_interrupted
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Identity
 from attnforge.tuner.progress import TuneProgress
@@ -44,18 +44,9 @@ class Session:
 
         Raises NoGpuError, WorkerUnusableError, StudiesUnusableError, and what the cache's store raises.
         """
-        try:
-            asyncio.run(self._run_and_close())
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            return False
-        except BaseExceptionGroup as group:  # the first error has cancelled the other specs
-            raise group.exceptions[0] from None
-        return True
+        return run_until_interrupted(self._run_and_close())
 
     async def _run_and_close(self) -> None:
-        this_task = asyncio.current_task()
-        assert this_task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
         try:
             with self.pool, self.measurer:
                 await self._tune(await self.measurer.identify())

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 
-from attnforge.codegen import AttentionSpec, Config, Variant, fields_of
+from attnforge.codegen import AttentionSpec, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.recombination import recombined
 from attnforge.tuner.sampler import TpeSampler
-from attnforge.tuner.search_space import SearchSpace, values_of
+from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.study import Outcome, Study
 
 FINALISTS = 3
@@ -127,7 +128,7 @@ class SpecSearch:
     def recombined(self) -> list[Variant]:
         """For each problem, the config made of each kernel's best fields, where that is new and promises to be best."""
         found = (self._recombined(problem) for problem in self.problems)
-        return [variant for variant in dict.fromkeys(found) if variant is not None and variant not in self._proposed]
+        return [variant for variant in dict.fromkeys(found) if variant is not None and self.missing(variant)]
 
     def finalists(self, problem: Problem, incumbents: Iterable[Variant] = ()) -> list[Variant]:
         """What to compare at the end: the default, incumbents, and the fastest, as far as each has run."""
@@ -140,20 +141,6 @@ class SpecSearch:
         return variant
 
     def _recombined(self, problem: Problem) -> Variant | None:
-        """The fastest by the sum of its kernels' times; what is shared by all kernels is the same in all its parts."""
         measured = self.measured(problem)
-        best: dict[tuple[object, ...], dict[str, tuple[float, Config]]] = {}
-        for variant, measurement in measured.items():
-            kernels = best.setdefault(values_of(variant.config, self.space.shared_fields), {})
-            for kernel in self.space.kernels:
-                candidate = measurement.kernel_ms[kernel], variant.config
-                kernels[kernel] = min(kernels.get(kernel, candidate), candidate, key=lambda pair: pair[0])
-        if not best:
-            return None
-        kernels = min(best.values(), key=lambda kernels: sum(ms for ms, _ in kernels.values()))
-        fields = fields_of(next(iter(kernels.values()))[1])
-        for kernel, (_, config) in kernels.items():
-            fields |= {field: getattr(config, field) for field in self.space.kernels[kernel]}
-        config = self.space.config(fields)
-        variant = self.space.variant(config)
-        return variant if self.space.admits(config) and self.missing(variant) else None
+        config = recombined(self.space, {variant.config: m.kernel_ms for variant, m in measured.items()})
+        return None if config is None else self.space.variant(config)

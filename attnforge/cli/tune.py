@@ -1,0 +1,220 @@
+"""``attnforge tune``: the fastest configs, measured on this GPU or predicted for another."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from attnforge.cache.store import TunedCacheStore
+from attnforge.cli.selection import (
+    CausalOption,
+    HeadDimOption,
+    HeadDimVOption,
+    PassOption,
+    SelectionError,
+    selected_specs,
+)
+from attnforge.codegen import DType
+from attnforge.compilation import CompilePool
+from attnforge.errors import AttnforgeError
+from attnforge.settings import Settings
+from attnforge.shipping import shipped_specs
+from attnforge.target import Target
+from attnforge.tuner.effort import Effort, cores
+from attnforge.tuner.measurer import INTERPRETER_WORKER, Deadlines, Measurer, interpreting_environment
+from attnforge.tuner.prediction_session import PredictionSession
+from attnforge.tuner.progress import progress_for
+from attnforge.tuner.result import SpecResult, Verdict
+from attnforge.tuner.session import Session
+from attnforge.tuner.summary import summary
+from attnforge.tuner.task import Task, tasks
+from attnforge.users_kernels import write_users_kernels
+
+SEQLENS = (1024, 4096, 16384)
+QUICK_SEQLENS = (4096,)
+QUICK_HEAD_DIMS = (128, 64)
+"""What --target --quick predicts: the common ones."""
+TRIALS, QUICK_TRIALS = 24, 10
+BUDGET_S, QUICK_BUDGET_S = 7 * 60.0, 3 * 60.0
+COMPILATIONS, QUICK_COMPILATIONS = 16, 5
+INTERPRETING = Deadlines(check=600.0)
+"""Seconds: the largest tiles take a minute on a busy core."""
+INTERRUPTED = 130
+"""Exit code: 128 + SIGINT, as shells have it."""
+
+
+def _duration(text: str) -> float:
+    """Seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is not a duration such as 90s, 5m or 1h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+SeqlenOption = Annotated[
+    list[int] | None,
+    typer.Option("--seqlen", min=1, help="Sequence length to tune for; repeat it for several. 1024, 4096 and 16384."),
+]
+DTypeOption = Annotated[DType, typer.Option("--dtype", help="Of q, k, v and out.")]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Predict for an arch such as sm_90 or gfx942 instead of measuring: nothing runs on a GPU. The entries are "
+        "marked as predicted, and a tune on such a GPU replaces them.",
+    ),
+]
+QuickOption = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="Minutes: one sequence length, fewer configs; with --target also head dims 64 and 128 alone.",
+    ),
+]
+TrialsOption = Annotated[
+    int | None, typer.Option("--trials", min=1, help="Configs to try for each kernel, earlier runs' included. 24.")
+]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        "--budget", parser=_duration, metavar="TIME",
+        help="For everything, such as 90s, 5m or 1h; the kernels share it. 7m.",
+    ),
+]  # fmt: skip
+JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Compilers at once. One a core.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the proposals.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs measured and start over.")]
+
+
+class NothingValidError(AttnforgeError):
+    """Some specs have no config that runs and is right; older entries stay."""
+
+    def __init__(self, results: Sequence[SpecResult]) -> None:
+        named = [
+            f"{result.spec.name} (seqlen {each.problem.seqlen_q}: {each.reason})"
+            for result in results
+            for each in result.problems
+            if each.verdict is Verdict.NOTHING_VALID
+        ]
+        super().__init__(f"no config is valid, so nothing was written, for {'; '.join(named)}")
+
+
+def tune(
+    head_dim: HeadDimOption = None,
+    head_dim_v: HeadDimVOption = None,
+    causal: CausalOption = None,
+    pass_: PassOption = None,
+    seqlen: SeqlenOption = None,
+    dtype: DTypeOption = DType.BF16,
+    target: TargetOption = None,
+    quick: QuickOption = False,
+    trials: TrialsOption = None,
+    budget: BudgetOption = None,
+    jobs: JobsOption = None,
+    seed: SeedOption = 0,
+    fresh: FreshOption = False,
+) -> None:
+    """Find the fastest config of each kernel, and keep it where attention() looks first.
+
+    Without options: all shipped head dims, causal and not, forward and backward, on this machine's GPU, in about 8
+    minutes. Each config is compiled, checked for accuracy and timed in processes of their own: one that crashes or
+    hangs costs a trial. The winners are compared with the default configs before anything is written.
+
+    Ctrl-C is safe: what is done is written, finished trials are kept, and the same command goes on from there.
+
+        attnforge tune --head-dim 128 --causal       two kernels, in under a minute
+        attnforge tune --head-dim 72                 a size that is not shipped, from now on yours
+        attnforge tune --target sm_90 --quick        no GPU: predict
+    """
+    console = Console()
+    settings = Settings.from_environment()
+    specs = selected_specs(head_dim, head_dim_v, causal, pass_)
+    if quick and target is not None and head_dim is None:
+        specs = tuple(spec for spec in specs if spec.head_dim in QUICK_HEAD_DIMS)
+    todo = tasks(specs, seqlen or (QUICK_SEQLENS if quick else SEQLENS), dtype)
+    effort = Effort(
+        trials=trials or (QUICK_TRIALS if quick else TRIALS),
+        budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
+        quick=quick,
+        jobs=jobs or (cores() if target else max(1, cores() - 1)),
+        seed=seed,
+    )
+    if target is None:
+        _measure(todo, effort, fresh, settings, console)
+        return
+    if fresh or budget:
+        raise SelectionError("--fresh and --budget are about measuring: leave them out with --target")
+    compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)
+    _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
+    if quick and head_dim is None:
+        console.print(
+            f"Left out: head dims other than {_listed(QUICK_HEAD_DIMS)}, sequence lengths other than"
+            f" {_listed(QUICK_SEQLENS)}, configs that seldom win. For all of them: attnforge tune --target {target}",
+            highlight=False,
+        )
+
+
+def _measure(todo: list[Task], effort: Effort, fresh: bool, settings: Settings, console: Console) -> None:
+    store = TunedCacheStore(settings)
+    session = Session(
+        tasks=todo,
+        effort=effort,
+        settings=settings,
+        store=store,
+        measurer=Measurer(),
+        pool=CompilePool(effort.jobs),
+        progress=progress_for(console, len(todo), effort.budget_s),
+        fresh=fresh,
+    )
+    finished = session.run()
+    _report(session.results, finished, len(todo), settings, console)
+
+
+def _predict(
+    todo: list[Task], target: Target, compilations: int, jobs: int, settings: Settings, console: Console
+) -> None:
+    environment = interpreting_environment(os.environ)
+    session = PredictionSession(
+        tasks=todo,
+        target=target,
+        store=TunedCacheStore(settings),
+        pool=CompilePool(jobs),
+        interpreters=[Measurer(INTERPRETER_WORKER, environment, INTERPRETING) for _ in range(min(jobs, len(todo)))],
+        progress=progress_for(console, len(todo), None),
+        compilations=compilations,
+    )
+    finished = session.run()
+    _report(session.results, finished, len(todo), settings, console)
+
+
+def _report(results: list[SpecResult], finished: bool, specs: int, settings: Settings, console: Console) -> None:
+    """The summary, where the winners are, and what to do about what is missing."""
+    _keep_kernels(results, settings)
+    if results:
+        console.print(summary(results), width=None if console.is_terminal else 160)
+        console.print(f"Kept in {settings.tuned_dir}; attention() looks there first.", highlight=False, soft_wrap=True)
+    if not finished:
+        console.print(
+            f"Interrupted: {len(results)} of {specs} kernels are done and written; finished trials of the others are"
+            f" in {settings.studies_dir}. The same command goes on from there.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        raise typer.Exit(INTERRUPTED)
+    if any(each.verdict is Verdict.NOTHING_VALID for result in results for each in result.problems):
+        raise NothingValidError(results)
+
+
+def _keep_kernels(results: list[SpecResult], settings: Settings) -> None:
+    """Sizes that are not shipped become the user's: their kernels go into the user's folder, which opts in to them."""
+    shipped = set(shipped_specs())
+    variants = [entry.variant for result in results if result.spec not in shipped for entry in result.entries]
+    write_users_kernels(dict.fromkeys(variants), settings.kernels_dir)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return " and ".join(str(value) for value in sorted(values))
