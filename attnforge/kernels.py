@@ -91,10 +91,9 @@ class Kernels:
         self._lock = threading.RLock()
 
     @staticmethod
-    @lru_cache(maxsize=1)
-    def installed() -> Kernels:
-        """Those of this installation, and of the user whom the environment names at the first call."""
-        return Kernels(Path(str(files("attnforge.generated"))), Settings.from_environment().kernels_dir)
+    def installed(settings: Settings | None = None) -> Kernels:
+        """Those of this installation and of the settings' user, or the environment's; one object for equal settings."""
+        return _installed(settings or Settings.from_environment())
 
     @cached_property
     def manifest(self) -> dict[str, str]:
@@ -180,6 +179,11 @@ class Kernels:
 def load(variant: Variant) -> ModuleType:
     """The module of a variant, from this installation's verified text."""
     return Kernels.installed().load(variant)
+
+
+@lru_cache
+def _installed(settings: Settings) -> Kernels:
+    return Kernels(Path(str(files("attnforge.generated"))), settings.kernels_dir)
 
 
 def _sha256(content: bytes) -> str:

@@ -66,8 +66,9 @@ def explain(
         batch=batch, heads=heads, kv_heads=kv_heads or heads, seqlen_q=seqlen_q, seqlen_k=seqlen_k or seqlen_q,
         dtype=_dtype(dtype),
     )  # fmt: skip
-    store = TunedCacheStore(Settings.from_environment())
-    _print_explanation(spec, problem, _chosen(target, store), store)
+    settings = Settings.from_environment()
+    store = TunedCacheStore(settings)
+    _print_explanation(spec, problem, _chosen(target, store), store, Kernels.installed(settings))
 
 
 def _chosen(given: str | None, store: TunedCacheStore) -> Target:
@@ -102,7 +103,9 @@ class _Place:
         return cls(file, LoadedCache(file.path, file.origin, cache), f"read, {of_spec} entries for {spec.name}")
 
 
-def _print_explanation(spec: AttentionSpec, problem: Problem, target: Target, store: TunedCacheStore) -> None:
+def _print_explanation(
+    spec: AttentionSpec, problem: Problem, target: Target, store: TunedCacheStore, kernels: Kernels
+) -> None:
     places = [_Place.look_into(file, store, spec) for file in store.places(target)]
     caches = [place.loaded for place in places if place.loaded is not None]
     decision = decide(spec, problem, target, caches)
@@ -122,7 +125,7 @@ def _print_explanation(spec: AttentionSpec, problem: Problem, target: Target, st
     _print_fields(console, _steps(spec, problem, caches, decision), "Look-up: the first that is found")
     config = ", ".join(f"{name}={value}" for name, value in fields_of(decision.variant.config).items())
     found = [("decision", f"{decision.kind}: {decision.reason}"), ("cache", decision.cache_path or "none")]
-    kernel = [("config", config), ("variant", decision.variant.name), ("kernel", _kernel(decision.variant))]
+    kernel = [("config", config), ("variant", decision.variant.name), ("kernel", _kernel(decision.variant, kernels))]
     _print_fields(console, [*found, *kernel], "Decision")
 
 
@@ -141,8 +144,7 @@ def _steps(
     yield "default", f"yes, {decision.variant.config.name}"
 
 
-def _kernel(variant: Variant) -> str:
-    kernels = Kernels.installed()
+def _kernel(variant: Variant, kernels: Kernels) -> str:
     try:
         kernels.check_generated(variant.spec)
     except KernelNotGeneratedError as error:

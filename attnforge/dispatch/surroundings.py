@@ -34,8 +34,9 @@ class Surroundings:
     @classmethod
     def read(cls) -> Surroundings:
         """Those that the environment asks for."""
-        store = TunedCacheStore(Settings.from_environment())
-        return cls(kernels=Kernels.installed(), store=store, interpreted=bool(knobs.runtime.interpret))
+        settings = Settings.from_environment()
+        interpreted = bool(knobs.runtime.interpret)
+        return cls(kernels=Kernels.installed(settings), store=TunedCacheStore(settings), interpreted=interpreted)
 
     def target_of(self, device: torch.device) -> Target:
         """The GPU behind a device; the interpreter's stand-in where that runs the kernels."""
