@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attnforge.bench.picture import draw_picture
-from attnforge.bench.results import HOST_BAR_US, OURS, Cell, Measurement, Results, read_results
+from attnforge.bench.results import HOST_BAR_US, OURS, Cell, HostCost, Measurement, Results, read_results
 from attnforge.bench.summary import compare
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def section(path: str, results: Results) -> str:
     environment = results.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items() if name != "attnforge")
     lines = [f"![TFLOP/s of attnforge and its peers]({PICTURE})", "", *_summary(results), ""]
-    if cost := results.host_cost:
+    if isinstance(cost := results.host_cost, HostCost):
         lines += [
             f"A small call costs {cost.dispatched_us:.0f} µs of host time, {cost.overhead_us:.0f} µs more than a bare "
             f"launch of the same kernel (bar: {HOST_BAR_US:.0f}); SDPA's costs {cost.sdpa_us:.0f} µs.",

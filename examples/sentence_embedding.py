@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn.functional import embedding, gelu, layer_norm, linear, normalize
 
 SENTENCES = ("A tuned kernel is a fast kernel.", "The quick brown fox jumps over the lazy dog.")
-# Largest difference of two components (each about 0.05), by dtype: three times what roundings through six layers make,
-# and less than a 1 % error of the scale would.
+# Largest difference of two components (each about 0.05), by dtype. Roundings through six layers make 1e-7, 1.7e-4 and
+# 1.2e-3; a softmax scale that is 1 % off makes 1.2e-3.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

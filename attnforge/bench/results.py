@@ -89,7 +89,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return None
 
 
-class HostCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HostCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="host cost"):
     """Host time of one small call (µs, medians), without waiting for the GPU."""
 
     shape: tuple[int, int, int, int]
@@ -145,7 +145,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     implementations: dict[str, str]
     """Labels by name, in the order of the table; the first is ours."""
     cells: list[Cell]
-    host_cost: HostCost | None
+    host_cost: HostCost | Failure
     seconds: float
     """What the run took."""
 

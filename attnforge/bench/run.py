@@ -125,7 +125,7 @@ def _prepare_all(
     failures: dict[str, Failure] = {}
     try:
         inputs = Inputs.of(case, device)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:  # no memory for them, or a GPU that an earlier case has brought down
         return {}, {each.name: failure_of(error) for each in implementations}
     for implementation in implementations:
         try:
@@ -144,7 +144,11 @@ def _disagreements(
         return {}
     found = {}
     for name, candidate in prepared.items():
-        distance = disagreement(candidate.results[pass_], prepared[judge].results[pass_])
+        try:
+            distance = disagreement(candidate.results[pass_], prepared[judge].results[pass_])
+        except Exception as error:
+            found[name] = failure_of(error)
+            continue
         if not distance <= LARGEST_DISAGREEMENT[case.dtype]:
             reason = f"differs from {judge} by {distance:.2g} (relative L2)"
             found[name] = Failure(kind="wrong result", reason=reason)

@@ -13,8 +13,8 @@ from attnforge.bench.case import Case
 from attnforge.bench.environment import environment, gpu_state
 from attnforge.bench.implementations import Implementation
 from attnforge.bench.ours import Decisions, measure_host_cost
-from attnforge.bench.results import Cell, Results
-from attnforge.bench.run import run_case
+from attnforge.bench.results import Cell, Failure, HostCost, Results
+from attnforge.bench.run import failure_of, run_case
 from attnforge.bench.timing import CudaTimer
 from attnforge.codegen import Pass
 from attnforge.errors import AttnforgeError
@@ -65,7 +65,11 @@ def run_bench(
             for cell in run_case(case, passes, implementations, timer, decisions.record, device):
                 on_cell(cell)
                 cells.append(cell)
-    host_cost = measure_host_cost(decisions, device)
+    host_cost: HostCost | Failure
+    try:
+        host_cost = measure_host_cost(decisions, device)
+    except Exception as error:  # the cells that were measured are not lost for it
+        host_cost = failure_of(error)
     return Results(
         created=created.isoformat(timespec="seconds"),
         environment=environment(device, before, gpu_state(device)),

@@ -84,9 +84,11 @@ def report(results: Results) -> RenderableType:
     parts: list[RenderableType] = []
     if results.cells:
         parts += [cell_table(results), *map(Text, _failure_lines(results)), summary_table(results)]
-    if results.host_cost:
-        within = results.host_cost.overhead_us <= HOST_BAR_US
-        parts.append(Text(host_line(results.host_cost), style="green" if within else "red"))
+    cost = results.host_cost
+    if isinstance(cost, Failure):
+        parts.append(Text(f"{NOTHING} dispatch overhead: {cost.kind}: {cost.reason}", style="red"))
+    else:
+        parts.append(Text(host_line(cost), style="green" if cost.overhead_us <= HOST_BAR_US else "red"))
     kinds = Counter(cell.decision.kind for cell in results.cells if cell.decision)
     if kinds["default"]:
         parts.append(Text(f"{kinds['default']} cells ran default configs: `attnforge tune` finds better ones."))

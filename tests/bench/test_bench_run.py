@@ -126,6 +126,15 @@ def test_a_gpu_that_gives_up_fails_every_call_of_the_cell():
         assert all(isinstance(outcome, Failure) and "illegal" in outcome.reason for outcome in cell.outcomes.values())
 
 
+def test_a_gpu_that_is_down_already_fails_every_implementation(monkeypatch):
+    def draw(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "randn", draw)
+    for cell in run([OURS_SDPA, PEER], FakeTimer({})):
+        assert all(isinstance(outcome, Failure) for outcome in cell.outcomes.values())
+
+
 @pytest.mark.parametrize("fault", [lambda out: out * 1.03, lambda out: out * float("nan")])
 def test_a_wrong_result_has_no_time(fault):
     wrong = Implementation(OURS, "ours", True, lambda case, device: lambda q, k, v: fault(sdpa(case)(q, k, v)))

@@ -1,9 +1,10 @@
 """`attnforge bench` from the command line, without a GPU: the guard, bad options, a run with its GPU parts faked."""
 
+import msgspec
 import pytest
 import torch
 
-from attnforge.bench.results import OURS, read_results
+from attnforge.bench.results import OURS, Failure, read_results
 from attnforge.cli import bench as command
 from attnforge.cli import main
 from attnforge.codegen import Pass
@@ -99,6 +100,17 @@ def test_the_host_cost_alone_writes_nothing(run_with, tmp_path, monkeypatch, cap
     assert asked["cases"] == []
     assert "dispatch overhead" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [(), ("--host",)])
+def test_a_host_cost_that_cannot_be_measured_loses_no_cell_and_exits_with_one(run_with, tmp_path, capsys, options):
+    lost = Failure(kind="error", reason="RuntimeError: CUDA error")
+    run_with(msgspec.structs.replace(make_results(), host_cost=lost))
+    assert exit_status("--out", str(tmp_path), *options) == 1
+    printed = capsys.readouterr().out
+    assert "– dispatch overhead: error: RuntimeError: CUDA error" in printed
+    assert "geometric mean" in printed
+    assert options or read_results(tmp_path / "results.json").host_cost == lost
 
 
 def test_a_failure_of_ours_is_written_and_exits_with_one(run_with, tmp_path, capsys):
