@@ -11,17 +11,8 @@ import pytest
 import attnforge
 
 ROOT = Path(__file__).parents[2]
-TOOLS = {
-    "jinja2",
-    "optuna",
-    "typer",
-    "rich",
-    "matplotlib",
-    "filelock",
-    "platformdirs",
-    "torch._dynamo",
-    "attnforge.tuner",
-}
+TOOLS = {"optuna", "typer", "rich", "matplotlib", "filelock", "platformdirs", "torch._dynamo", "attnforge.tuner"}
+"""Of the command line and the tuner: calls do without."""
 
 FOLDERS = {
     "attnforge": ROOT / "attnforge",
