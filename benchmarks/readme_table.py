@@ -3,7 +3,7 @@
     python benchmarks/readme_table.py            rewrite README.md and docs/speed.png
     python benchmarks/readme_table.py --check    exit 1 when README.md is not what the newest run says
 
-A run is committed by `attnforge bench --out benchmarks/results/NAME`. Without one the section is empty.
+A run is committed by `attnforge bench --out benchmarks/results/NAME`. Without one the section tells of the sweep.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from pathlib import Path
 from attnforge.bench.picture import draw_picture
 from attnforge.bench.results import HOST_BAR_US, OURS, Cell, HostCost, Measurement, Results, read_results
 from attnforge.bench.summary import compare
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sweep_section
 
 ROOT = Path(__file__).parents[1]
 PICTURE = "docs/speed.png"
@@ -82,7 +85,7 @@ def rewritten(readme: str, text: str) -> str:
     """``readme`` with ``text`` between its markers."""
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{text}\n{END}{after}" if text else f"{before}{BEGIN}\n{END}{after}"
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def main() -> int:
@@ -92,7 +95,8 @@ def main() -> int:
     check = parser.parse_args().check
     readme = ROOT / "README.md"
     run = newest_run()
-    text = rewritten(readme.read_text(), section(run[0].relative_to(ROOT).as_posix(), run[1]) if run else "")
+    text = section(run[0].relative_to(ROOT).as_posix(), run[1]) if run else sweep_section.section(PICTURE)
+    text = rewritten(readme.read_text(), text)
     if check:
         stale = text != readme.read_text()
         print("README.md is stale: run python benchmarks/readme_table.py" if stale else "README.md is current")
@@ -100,6 +104,8 @@ def main() -> int:
     readme.write_text(text)
     if run:
         draw_picture(run[1], ROOT / PICTURE)
+    else:
+        sweep_section.draw(ROOT / PICTURE)
     return 0
 
 
