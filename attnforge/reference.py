@@ -127,6 +127,40 @@ def eager_lp_backward(
     return attention_backward(dout, q, k, v, causal=causal, softmax_scale=softmax_scale, dtype=q.dtype)
 
 
+def rounding_bounds(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    softmax_scale: float | None = None,
+) -> Gradients:
+    """How far gradients may be off, in units of one rounding of fp32, however little is left of them: float64.
+
+    To first order: a score errs by the sum of its terms' magnitudes, its probability by that much of itself (and eight
+    roundings of exp2 and the sums), dp and sum(p dp) like a score. Where the two cancel, as for a row that sees one key
+    only, dq and dk are all rounding.
+    """
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    double = torch.float64
+    dq, dk, dv = torch.empty_like(q, dtype=double), torch.zeros_like(k, dtype=double), torch.zeros_like(v, dtype=double)
+    for piece in _pieces(q, k):
+        scores = _scores(piece, q, k, causal, scale, double)
+        p = _probabilities(scores, torch.logsumexp(scores, -1))
+        queries, keys, values, upstream = (
+            x.to(double).abs()
+            for x in (piece.group(q), k[piece.keys][:, None], v[piece.keys][:, None], piece.group(dout))
+        )
+        p *= 8 + queries @ keys.mT * scale
+        dp = upstream @ values.mT
+        ds = p * (dp + (p * dp).sum(-1, keepdim=True)) * scale
+        dq[piece.queries] = (ds @ keys).flatten(0, 1)
+        dk[piece.keys] += (ds.mT @ queries).sum(1)
+        dv[piece.keys] += (p.mT @ upstream).sum(1)
+    return Gradients(dq, dk, dv)
+
+
 class _Piece(NamedTuple):
     """Some kv heads of one batch element, with the query heads that share them, and some query rows."""
 

@@ -16,19 +16,19 @@ import torch
 
 from attnforge import reference
 from attnforge.codegen import AttentionSpec, DType, Pass
-from attnforge.tuner.accuracy_inputs import Case, Family, Layout, Output, allocate, make_inputs
+from attnforge.tuner.accuracy_inputs import Case, Family, Inputs, Layout, Output, allocate, make_inputs
 from attnforge.tuner.accuracy_rules import (
     BACKWARD_FACTOR,
     FORWARD_FACTOR,
-    GRADIENT_L2,
-    L2_FACTOR,
+    FP32_FLOOR,
+    FP32_ROUNDING,
     AccuracyReport,
     Reading,
     Rule,
+    allowed_l2,
     judge_forward,
     judge_gradient,
     largest_allowed_error,
-    relative_l2,
 )
 
 Launch = Callable[..., object]
@@ -55,7 +55,7 @@ class PreparedCase:
     reads: tuple[torch.Tensor, ...]
     """q, k and v; for a backward dout, q, k, v, out and lse."""
     expected: dict[str, torch.Tensor]
-    """out, lse and, for a backward, dq, dk and dv: float64."""
+    """out and lse, or lse, dq, dk and dv: float64."""
     allowed: dict[str, torch.Tensor]
     """Largest error by the name of the tensor: (batch,)."""
     allowed_l2: dict[str, torch.Tensor]
@@ -70,22 +70,36 @@ def prepare(case: Case, device: torch.device) -> PreparedCase:
     rows = torch.ones(len(case.families), 1, case.seqlen_q, dtype=torch.bool, device=device)
     if Family.NAN_IN_FUTURE_KEYS in case.families:
         rows[case.families.index(Family.NAN_IN_FUTURE_KEYS), :, case.last_checked_row + 1 :] = False
-    options: dict[str, Any] = {"causal": case.spec.causal, "softmax_scale": case.softmax_scale}
-    q, k, v = inputs.q, inputs.k.nan_to_num(nan=0.0), inputs.v
-    expected = reference.attention(q, k, v, **options)._asdict()
     if case.spec.pass_ is Pass.FORWARD:
-        eager = reference.eager_lp(q, k, v, **options).out
-        allowed = {"out": largest_allowed_error(expected["out"], eager, FORWARD_FACTOR[case.dtype], rows)}
-        return PreparedCase(case, (q, inputs.k, v), expected, allowed, {}, rows)
-    out = allocate(tuple(inputs.dout.shape), q.dtype, device, case.layout, float("nan"))[1].copy_(expected["out"])
-    exact = reference.attention_backward(inputs.dout, q, k, v, out=out, **options)._asdict()
-    low = reference.eager_lp_backward(inputs.dout, q, k, v, **options)._asdict()
-    factor = BACKWARD_FACTOR[case.dtype]
-    allowed = {name: largest_allowed_error(exact[name], low[name], factor) for name in exact}
-    floor, factor = GRADIENT_L2[case.dtype], L2_FACTOR[case.dtype]
-    allowed_l2 = {name: (factor * relative_l2(low[name], exact[name])).clamp(min=floor) for name in exact}
-    reads = (inputs.dout, q, k, v, out, expected["lse"].float())
-    return PreparedCase(case, reads, expected | exact, allowed, allowed_l2, rows)
+        return _prepare_forward(case, inputs, rows)
+    return _prepare_backward(case, inputs, rows)
+
+
+def _prepare_forward(case: Case, inputs: Inputs, rows: torch.Tensor) -> PreparedCase:
+    q, k, v = inputs.q, inputs.k.nan_to_num(nan=0.0), inputs.v
+    out, lse = reference.attention(q, k, v, causal=case.spec.causal, softmax_scale=case.softmax_scale)
+    eager = reference.eager_lp(q, k, v, causal=case.spec.causal, softmax_scale=case.softmax_scale).out
+    rounding = FP32_FLOOR * out.abs().clamp(min=1.0) if case.dtype is DType.FP32 else torch.zeros_like(out)
+    allowed = {"out": largest_allowed_error(out, eager, FORWARD_FACTOR, rounding, rows)}
+    return PreparedCase(case, (q, inputs.k, v), {"out": out, "lse": lse}, allowed, {}, rows)
+
+
+def _prepare_backward(case: Case, inputs: Inputs, rows: torch.Tensor) -> PreparedCase:
+    tensors = inputs.dout, inputs.q, inputs.k, inputs.v
+    options: dict[str, Any] = {"causal": case.spec.causal, "softmax_scale": case.softmax_scale}
+    exact_out, lse = reference.attention(*tensors[1:], **options)
+    out = allocate(tuple(exact_out.shape), inputs.q.dtype, inputs.q.device, case.layout, float("nan"))[1]
+    out.copy_(exact_out)
+    expected = reference.attention_backward(*tensors, out=out, **options)._asdict()
+    eager = reference.eager_lp_backward(*tensors, **options)._asdict()
+    bounds = reference.rounding_bounds(*tensors, **options)._asdict()
+    allowed, limits_l2 = {}, {}
+    for name, gradient in expected.items():
+        rounding = FP32_ROUNDING * bounds[name]
+        allowed[name] = largest_allowed_error(gradient, eager[name], BACKWARD_FACTOR, rounding)
+        limits_l2[name] = allowed_l2(gradient, eager[name], rounding, case.dtype)
+    expected |= {"lse": lse}
+    return PreparedCase(case, (*tensors, out, lse.float()), expected, allowed, limits_l2, rows)
 
 
 def launch_of(module: RenderedModule) -> Launch:

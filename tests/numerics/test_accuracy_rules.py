@@ -48,6 +48,11 @@ def test_each_fault_is_rejected_without_a_mask(pass_, fault):
     assert not gate(pass_, DType.BF16, fault, causal=False).ok
 
 
+@pytest.mark.parametrize("pass_", Pass)
+def test_fp32_means_more_than_tf32(pass_):
+    assert not gate(pass_, DType.FP32, Fault.TF32).ok
+
+
 @pytest.mark.parametrize(
     ("fault", "rule"),
     [

@@ -37,6 +37,7 @@ class Fault(StrEnum):
     NO_SCALE_ON_DK = "dk is not scaled"
     NO_GROUP_SUM = "dk and dv come from one head of the group"
     DV_SCALE = "dv 1 % too large"
+    TF32 = "q is rounded to tf32"
 
 
 FORWARD_FAULTS = tuple(Fault)[: list(Fault).index(Fault.NO_DELTA)]
@@ -59,7 +60,10 @@ class TiledAttention:
 
     def _scores(self, q, k, softmax_scale):
         scale = softmax_scale * (1.01 if self.fault is Fault.SCALE else 1.0)
-        scores = q.float() @ k.float().mT * scale
+        q = q.float()
+        if self.fault is Fault.TF32:
+            q = (q.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+        scores = q @ k.float().mT * scale
         if self.causal:
             shift = {Fault.MASK_TOO_WIDE: 1, Fault.MASK_TOO_NARROW: -1}.get(self.fault, 0)
             last_key = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2] + shift
