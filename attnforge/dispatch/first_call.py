@@ -51,7 +51,7 @@ def make(call: Call, surroundings: Surroundings) -> tuple[Tensors, Launch | Inte
                 raise
             failure = error
             failed.add(decision.variant)
-            warnings.warn(KernelFallbackWarning(decision.variant, target, error), stacklevel=5)
+            warnings.warn(KernelFallbackWarning(decision.variant, target, error), stacklevel=7)  # attention()'s caller
     raise NoWorkingConfigError(call.spec, target, failure) from failure
 
 

@@ -193,6 +193,19 @@ def test_torch_compile_and_a_compiled_backward():
         torch.testing.assert_close(got, expected, atol=5e-2, rtol=5e-2)
 
 
+def test_what_is_held_keeps_no_tensor_alive():
+    def call():
+        tensors = [t.requires_grad_() for t in qkv(dtype=torch.float16)]
+        attnforge.attention(*tensors).sum().backward()
+
+    call()
+    attnforge.reload()
+    before = torch.cuda.memory_allocated()
+    call()
+    assert held() == 2
+    assert torch.cuda.memory_allocated() == before
+
+
 def test_repeated_calls_are_bitwise_equal():
     tensors = [t.requires_grad_() for t in qkv(seqlen_q=1000, seqlen_k=1000)]
     dout = torch.randn_like(tensors[0])
