@@ -16,7 +16,7 @@ from attnforge.codegen import AttentionSpec, Variant
 from attnforge.compilation.offline_driver import compiling_for
 from attnforge.compilation.outcome import CompileReport, Failure, FailureKind, KernelReport
 from attnforge.compilation.representative import Launch, representative_plan
-from attnforge.compilation.resources import Resources, read_amdgcn, read_ptxas_log
+from attnforge.compilation.resources import read_amdgcn, read_ptxas_log
 from attnforge.kernels import load
 from attnforge.problem import Problem
 from attnforge.target import Target
@@ -34,19 +34,18 @@ def compile_variant(variant: Variant, problem: Problem, target: Target) -> Compi
     What is compiled goes to triton's on-disk cache under the key that a real launch looks up. Not thread-safe, and
     without a deadline: a CompilePool has both.
     """
-    started = time.perf_counter()
     try:
         module = load(variant)
     except Exception as error:  # whatever a template or its module can raise is this variant's failure, told in full
         return Failure(FailureKind.COMPILE, f"its module does not load: {type(error).__name__}: {error}")
-    return compile_module(module, variant.spec, problem, target, started)
+    return compile_module(module, variant.spec, problem, target)
 
 
 def compile_module(
-    module: ModuleType, spec: AttentionSpec, problem: Problem, target: Target, started: float | None = None
+    module: ModuleType, spec: AttentionSpec, problem: Problem, target: Target
 ) -> CompileReport | Failure:
-    """Compile what a loaded, rendered module would launch; ``started`` is when its loading began (perf_counter)."""
-    started = time.perf_counter() if started is None else started
+    """The same for a rendered module that is loaded already."""
+    started = time.perf_counter()
     reports = []
     with compiling_for(target.triton_target()):
         try:
@@ -61,16 +60,20 @@ def compile_module(
 
 def _compile_kernel(launch: Launch) -> tuple[KernelReport, int]:
     """A kernel's report, and its columns of tensor memory."""
-    kernel, grid, tensors, scalars, options = launch
-    compiled, log = _warm_up(kernel, grid, (*tensors, *scalars), options)
-    resources = _resources(compiled, log)
-    if resources is None:  # compiled by someone else, who kept no log
-        with knobs.compilation.scope():
-            knobs.compilation.always_compile = True
+    kernel = launch[0]
+    compiled, log = _warm_up(launch)
+    if "amdgcn" in compiled.asm:
+        resources = read_amdgcn(compiled.asm["amdgcn"])
+    else:
+        if not log:
+            log = _kept_log(compiled)
+        if not log:  # compiled by someone else, who kept no log: once more
             kernel.device_caches.clear()
-            compiled, log = _warm_up(kernel, grid, (*tensors, *scalars), options)
-        resources = _resources(compiled, log)
-        assert resources is not None
+            with knobs.compilation.scope():
+                knobs.compilation.always_compile = True
+                compiled, log = _warm_up(launch)
+        resources = read_ptxas_log(log)
+        _keep_log(compiled, log)
     report = KernelReport(
         name=compiled.metadata.name,
         shared_bytes=compiled.metadata.shared,
@@ -81,28 +84,35 @@ def _compile_kernel(launch: Launch) -> tuple[KernelReport, int]:
     return report, getattr(compiled.metadata, "tmem_size", None) or 0
 
 
-def _warm_up(kernel: Any, grid: object, arguments: tuple[Any, ...], options: Any) -> tuple[Any, str]:
+def _warm_up(launch: Launch) -> tuple[Any, str]:
     """The compiled kernel, and what ptxas said; nothing when the kernel came from the cache."""
+    kernel, grid, tensors, scalars, options = launch
     log = io.StringIO()
     with knobs.nvidia.scope(), redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
-        compiled = kernel.warmup(*arguments, grid=grid, **options)
-    return compiled, log.getvalue()
+        compiled = kernel.warmup(*tensors, *scalars, grid=grid, **options)
+    return compiled, log.getvalue().strip()
 
 
-def _resources(compiled: Any, log: str) -> Resources | None:
-    """None when ptxas' log is needed and neither at hand nor kept."""
-    if "amdgcn" in compiled.asm:
-        return read_amdgcn(compiled.asm["amdgcn"])
-    kept = next(Path(path) for name, path in compiled.metadata_group.items() if name.endswith(".json"))
-    kept = kept.with_name(PTXAS_LOG)
-    if not log.strip():
-        return read_ptxas_log(kept.read_text()) if kept.exists() else None
-    resources = read_ptxas_log(log)
-    temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(log)
-    temporary.replace(kept)
-    return resources
+def _log_path(compiled: Any) -> Path:
+    metadata = next(path for name, path in compiled.metadata_group.items() if name.endswith(".json"))
+    return Path(metadata).with_name(PTXAS_LOG)
+
+
+def _kept_log(compiled: Any) -> str:
+    """What ptxas said when the kernel was compiled; empty when that was not kept."""
+    try:
+        return _log_path(compiled).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _keep_log(compiled: Any, log: str) -> None:
+    path = _log_path(compiled)
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(log)
+        temporary.replace(path)
 
 
 def _excess(kernel: KernelReport, tensor_memory: int, target: Target) -> list[str]:
