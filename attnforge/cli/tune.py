@@ -119,17 +119,19 @@ def tune(
     seed: SeedOption = 0,
     fresh: FreshOption = False,
 ) -> None:
-    """Find the fastest config of each kernel, and keep it where attention() looks first.
+    """Find the fastest config of each kernel, and keep it where attention() looks.
 
-    Without options: all shipped head dims, causal and not, forward and backward, on this machine's GPU, in about 8
-    minutes. Each config is compiled, checked for accuracy and timed in processes of their own: one that crashes or
-    hangs costs a trial. The winners are compared with the default configs before anything is written.
+    Without options: all shipped head dims, causal and not, forward and backward,
+    on this machine's GPU, in about 8 minutes. Every config is compiled, checked
+    for accuracy and timed in processes of their own: one that crashes or hangs
+    costs a trial. The best are compared with the default before one is kept.
 
-    Ctrl-C is safe: what is done is written, finished trials are kept, and the same command goes on from there.
+    Ctrl-C is safe: what is done is written, finished trials are kept, and the
+    same command goes on from there.
 
-        attnforge tune --head-dim 128 --causal       two kernels, in under a minute
-        attnforge tune --head-dim 72                 a size that is not shipped, from now on yours
-        attnforge tune --target sm_90 --quick        no GPU: predict
+    attnforge tune --head-dim 128 --causal    two kernels, in under a minute\n
+    attnforge tune --head-dim 72              a size that is not shipped\n
+    attnforge tune --target sm_90 --quick     no GPU: predict
     """
     console = Console()
     settings = Settings.from_environment()

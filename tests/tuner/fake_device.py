@@ -1,0 +1,127 @@
+"""A device behind the real worker protocol whose measurements come from a formula, and which misbehaves on demand."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from math import log2
+from pathlib import Path
+
+from attnforge.cache.schema import Toolchain
+from attnforge.codegen import DType, Variant, fields_of
+from attnforge.compilation import Failure, FailureKind
+from attnforge.problem import Problem
+from attnforge.target import Target
+from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.messages import Accurate, Comparison, Identity, NoDevice
+
+TARGET = Target(arch="sm_90", name="Fake", sm_count=132, shared_memory=232448)
+TOOLCHAIN = Toolchain.installed()
+IDENTITY = Identity(TARGET, triton=TOOLCHAIN.triton, torch=TOOLCHAIN.torch)
+BEST = {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2}
+"""What every kernel is fastest with; no default config."""
+
+
+@dataclass
+class Script:
+    """How the fakes are to behave; told to their processes in a file."""
+
+    folder: str
+    faults: dict[str, str] = field(default_factory=dict)
+    """By the name of a config, or "*" for all: one of the faults below, or of fake_compiler's."""
+    has_gpu: bool = True
+    seconds: float = 0.0
+    """That a measurement takes."""
+
+    @property
+    def log(self) -> Path:
+        """A line for each request that a fake device saw."""
+        return Path(self.folder, "requests.log")
+
+    def write(self) -> Path:
+        path = Path(self.folder, "script.json")
+        path.write_text(json.dumps(asdict(self)))
+        return path
+
+    @staticmethod
+    def read(path: str) -> "Script":
+        return Script(**json.loads(Path(path).read_text()))
+
+    def fault(self, variant: Variant) -> str | None:
+        return self.faults.get(variant.config.name, self.faults.get("*"))
+
+    def note(self, *words: object) -> None:
+        with self.log.open("a") as log:
+            log.write(" ".join(map(str, words)) + "\n")
+
+
+def kernel_ms(variant: Variant, problem: Problem) -> dict[str, float]:
+    """Each kernel's milliseconds: twice as long for each step of a power of two away from BEST."""
+    fields = fields_of(variant.config)
+    times = {}
+    for kernel, names in variant.definition.kernels.items():
+        prefix = "" if kernel == "forward" else f"{kernel}_"
+        steps = sum(
+            abs(log2(int(fields[name])) - log2(BEST[name.removeprefix(prefix)]))
+            for name in names
+            if name.removeprefix(prefix) in BEST
+        )
+        times[kernel] = problem.seqlen_q / 1024 * 2.0**steps
+    return times if "forward" in times else {"delta": 0.125} | times
+
+
+class FakeDevice:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def identify(self) -> Identity | NoDevice:
+        return IDENTITY if self.script.has_gpu else NoDevice("none")
+
+    def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
+        self.script.note("measure", variant.name, problem.seqlen_q)
+        time.sleep(self.script.seconds)
+        match self.script.fault(variant):
+            case "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exits":
+                os._exit(3)
+            case "stops":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "hangs":
+                time.sleep(600)
+            case "prints":
+                os.write(1, b"\x00\x00\x00\x05noise" * 5000)
+            case "garbage":
+                self._write_to_the_socket(b"\xff" * 64)
+            case "wrong":
+                return Failure(FailureKind.ACCURACY, "out is wrong")
+            case "no_reply":
+                self._write_to_the_socket(b"\x00\x00\x00\x04oops")
+            case "raises":
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return Measurement(kernel_ms(variant, problem), runs=7)
+
+    def compare(self, variants: Sequence[Variant], problem: Problem, seed: int) -> Comparison | Failure:
+        self.script.note("compare", *(variant.config.name for variant in variants))
+        rounds = [[sum(kernel_ms(v, problem).values()) * (1 + 0.001 * (i % 3)) for i in range(15)] for v in variants]
+        return Comparison(tuple(map(tuple, rounds)))
+
+    def check(self, variant: Variant, dtype: DType) -> Accurate | Failure:
+        self.script.note("check", variant.name)
+        if self.script.fault(variant) == "wrong at the tail":
+            return Failure(FailureKind.ACCURACY, "the tail is wrong")
+        return Accurate()
+
+    def kind_of(self, error: Exception) -> FailureKind:
+        return FailureKind.LAUNCH
+
+    def is_usable(self) -> bool:
+        return "raises" not in self.script.faults.values()
+
+    def _write_to_the_socket(self, words: bytes) -> None:
+        import sys
+
+        os.write(int(sys.argv[-1]), words)
+        time.sleep(600)

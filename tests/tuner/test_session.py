@@ -1,0 +1,196 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from attnforge.cache.schema import Source, TunedEntry
+from attnforge.cache.store import TunedCacheStore
+from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_config, fields_of
+from attnforge.codegen.schedules.portable import FORWARD
+from attnforge.compilation import FailureKind
+from attnforge.settings import Settings
+from attnforge.tuner.result import SpecResult, Verdict
+from attnforge.tuner.search_space import SearchSpace
+from attnforge.tuner.session import Session
+from attnforge.tuner.task import Task, tasks
+from tests.tuner import fake_tune
+from tests.tuner.fake_device import BEST, TARGET, Script
+from tests.tuner.fake_tune import TASKS, session_of
+from tests.tuner.test_measurer import workers_of
+
+FORWARD_SPEC = AttentionSpec(pass_=Pass.FORWARD, head_dim=64, head_dim_v=64, causal=False)
+BACKWARD_SPEC = AttentionSpec(pass_=Pass.BACKWARD, head_dim=64, head_dim_v=64, causal=False)
+SPACE = SearchSpace(FORWARD_SPEC, FORWARD, DType.BF16, TARGET.limits)
+DEFAULT = Variant(FORWARD_SPEC, *default_config(FORWARD_SPEC, DType.BF16, TARGET.limits))
+
+
+def task(spec: AttentionSpec, *seqlens: int) -> Task:
+    (only,) = tasks([spec], seqlens or (1024,), DType.BF16)
+    return only
+
+
+def run(session: Session) -> list[SpecResult]:
+    assert session.run()
+    return session.results
+
+
+def entries(script: Script) -> list[TunedEntry]:
+    store = TunedCacheStore(Settings(Path(script.folder, "cache")), Path(script.folder, "shipped"))
+    found = [entry for loaded in store.load(TARGET) for entry in loaded.cache.entries]
+    return sorted(found, key=lambda entry: (entry.spec.name, entry.problem.seqlen_q))
+
+
+def measured(script: Script) -> Counter[str]:
+    """How often each config was measured on each problem."""
+    return Counter(line for line in script.log.read_text().splitlines() if line.startswith("measure"))
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    return Script(str(tmp_path))
+
+
+def test_the_best_config_is_found_compared_and_written(script: Script) -> None:
+    (result,) = run(session_of(script, [task(FORWARD_SPEC, 1024, 4096)], trials=30))
+    (short, long) = entries(script)
+    for entry in (short, long):
+        fields = fields_of(entry.config)
+        assert {name: fields[name] for name in BEST} == BEST
+        assert entry.source is Source.MEASURED
+        assert entry.default_ms is not None
+        assert entry.median_ms is not None
+        assert entry.gain == pytest.approx(entry.default_ms / entry.median_ms)
+        assert entry.trials == 30
+    assert (short.problem.seqlen_q, long.problem.seqlen_q) == (1024, 4096)
+    assert [each.entry for each in result.problems] == [short, long]
+    assert max(measured(script).values()) == 1, "a config is measured once on each problem"
+    compared = [line.split()[1:] for line in script.log.read_text().splitlines() if line.startswith("compare")]
+    assert len(compared) == 2
+    assert all(names[0] == DEFAULT.config.name and short.config.name in names for names in compared)
+
+
+def test_the_best_parts_of_backwards_are_put_together(script: Script) -> None:
+    (result,) = run(session_of(script, [task(BACKWARD_SPEC)], trials=24))
+    fields = fields_of(entries(script)[0].config)
+    for kernel in ("dkdv", "dq"):
+        assert fields[f"{kernel}_num_warps"] in (4, 8)
+    times = [line.split()[1] for line in measured(script)]
+    assert len(times) == len(set(times)) <= 25, "24 trials, and one that was put together"
+    assert result.trials == len(times)
+
+
+def test_faults_cost_a_trial_each_and_the_tune_goes_on(script: Script) -> None:
+    faults = ("dies", "garbage", "hangs", "wrong", "prints", "does not fit", "never compiles")
+    names = [config.name for config in SPACE.configs if config != DEFAULT.config]
+    script.faults = dict(zip(names, faults, strict=False))
+    session = session_of(script, [task(FORWARD_SPEC, 1024, 4096)], trials=len(SPACE.configs))
+    session.measurer.deadlines = fake_tune.measurer_of(script, measure_s=2.0).deadlines
+    (result,) = run(session)
+    kinds = Counter(failure.kind for failure in result.failures.values())
+    assert kinds == {
+        FailureKind.CRASH: 2,
+        FailureKind.TIMEOUT: 2,
+        FailureKind.ACCURACY: 1,
+        FailureKind.RESOURCES: 1,
+    }
+    assert result.trials == len(SPACE.configs)
+    assert session.measurer.workers_started == 4
+    assert max(measured(script).values()) == 1, "what failed on one problem is not tried on the next"
+    assert {each.verdict for each in result.problems} == {Verdict.CHOSEN}
+    assert not workers_of(os.getpid())
+
+
+def test_nothing_valid_is_said_and_not_written(script: Script) -> None:
+    run(session_of(script, [task(FORWARD_SPEC)], trials=2))
+    before = entries(script)
+    script.faults = {"*": "wrong"}
+    (result,) = run(session_of(script, [task(FORWARD_SPEC)], trials=3, fresh=True))
+    assert [each.verdict for each in result.problems] == [Verdict.NOTHING_VALID]
+    assert "accuracy: out is wrong" in result.problems[0].reason
+    assert entries(script) == before
+
+
+def test_a_winner_that_fails_the_whole_gate_is_passed_over(script: Script) -> None:
+    best = SPACE.config({**fields_of(DEFAULT.config), **BEST})
+    script.faults = {best.name: "wrong at the tail"}
+    (result,) = run(session_of(script, [task(FORWARD_SPEC)], trials=len(SPACE.configs)))
+    (entry,) = entries(script)
+    assert entry.config != best
+    assert result.problems[0].verdict is Verdict.CHOSEN
+
+
+def test_a_second_run_measures_nothing_and_a_longer_one_goes_on(script: Script) -> None:
+    todo = [task(FORWARD_SPEC)]
+    run(session_of(script, todo, trials=5))
+    first = measured(script)
+    (again,) = run(session_of(script, todo, trials=5))
+    assert measured(script) == first
+    assert [each.verdict for each in again.problems] == [Verdict.KEPT]
+    run(session_of(script, todo, trials=8))
+    assert len(measured(script)) == 8
+    assert max(measured(script).values()) == 1
+    run(session_of(script, todo, trials=5, fresh=True))
+    assert max(measured(script).values()) == 2
+
+
+def started(script: Script) -> subprocess.Popen[bytes]:
+    program = Path(fake_tune.__file__)
+    return subprocess.Popen([sys.executable, str(program), str(script.write())], stderr=subprocess.DEVNULL)
+
+
+def wait_for_requests(script: Script, process: subprocess.Popen[bytes], count: int) -> None:
+    until = time.monotonic() + 90
+    while not script.log.exists() or sum(measured(script).values()) < count:
+        assert process.poll() is None, "the tune ended too early"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def no_fakes_run() -> bool:
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            commands.append((path.read_bytes(), (path.parent / "stat").read_text().rsplit(")", 1)[1].split()[0]))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return not any(b"tests/tuner/fake_" in command and state != "Z" for command, state in commands)
+
+
+def test_killed_midway_it_repeats_no_finished_trial_and_leaves_no_orphan(script: Script) -> None:
+    script.seconds = 0.05
+    process = started(script)
+    wait_for_requests(script, process, 30)
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 10
+    while not no_fakes_run():
+        assert time.monotonic() < until, "workers outlived the tune"
+        time.sleep(0.1)
+    before = measured(script)
+    results = run(session_of(script, TASKS))
+    # The one that ran when the tune was killed had not finished; no more than that is measured twice.
+    repeated = [line for line, count in measured(script).items() if count > 1]
+    assert len(repeated) <= 1
+    assert set(before) <= set(measured(script))
+    assert all(each.verdict is not Verdict.NOTHING_VALID for result in results for each in result.problems)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_keeps_a_valid_cache(script: Script, signum: signal.Signals) -> None:
+    script.seconds = 0.05
+    process = started(script)
+    until = time.monotonic() + 120
+    while not entries(script):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signum)
+    assert process.wait(timeout=30) == 130
+    kept = {entry.spec for entry in entries(script)}
+    assert kept
+    assert no_fakes_run()

@@ -1,0 +1,79 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from attnforge.cache.schema import Toolchain
+from attnforge.codegen import AttentionSpec, DType, HeadDimSplit, Pass, Variant, default_config
+from attnforge.compilation import Failure, FailureKind
+from attnforge.settings import Settings
+from attnforge.target import Target
+from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.study import Studies, StudiesUnusableError, Study
+from attnforge.tuner.task import self_attention
+
+TARGET = Target.for_arch("sm_90")
+TOOLCHAIN = Toolchain(triton="3.6.0", torch="2.11.0", templates="0123456789abcdef")
+SPEC = AttentionSpec(pass_=Pass.BACKWARD, head_dim=80, head_dim_v=80, causal=True)
+VARIANT = Variant(SPEC, *default_config(SPEC, DType.BF16, TARGET.limits))
+OTHER = replace(VARIANT, config=replace(VARIANT.config, head_dim_split=HeadDimSplit.PADDED, dq_num_warps=4))
+PROBLEM = self_attention(80, 1024, DType.BF16)
+MEASUREMENT = Measurement({"delta": 0.01, "dkdv": 1.5, "dq": 1.25}, runs=9, stopped_early=True)
+FAILURE = Failure(FailureKind.CRASH, "its process died of SIGSEGV\nand said so")
+
+
+def study_in(folder: Path, toolchain: Toolchain = TOOLCHAIN, seqlen: int = 1024, target: Target = TARGET) -> Study:
+    return Studies(Settings(folder), target).study(SPEC, self_attention(80, seqlen, DType.BF16), toolchain)
+
+
+def test_what_was_recorded_is_there_for_the_next_process(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    study.record(VARIANT, MEASUREMENT)
+    study.record(OTHER, FAILURE)
+    again = study_in(tmp_path)
+    assert again.outcomes == {VARIANT: MEASUREMENT, OTHER: FAILURE}
+    assert again.confirmed_trials == 0
+    again.confirm()
+    assert study_in(tmp_path).confirmed_trials == 2
+
+
+def test_nothing_is_recorded_twice(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    study.record(VARIANT, MEASUREMENT)
+    with pytest.raises(ValueError, match="was tried before"):
+        study.record(VARIANT, FAILURE)
+
+
+def test_other_problems_templates_tritons_and_targets_have_studies_of_their_own(tmp_path: Path) -> None:
+    study_in(tmp_path).record(VARIANT, MEASUREMENT)
+    assert study_in(tmp_path, seqlen=4096).outcomes == {}
+    assert study_in(tmp_path, Toolchain(triton="3.7.0", torch="2.11.0", templates="0" * 16)).outcomes == {}
+    assert study_in(tmp_path, target=Target.for_arch("sm_80")).outcomes == {}
+    assert study_in(tmp_path).outcomes == {VARIANT: MEASUREMENT}
+
+
+def test_a_study_can_be_started_over(tmp_path: Path) -> None:
+    study_in(tmp_path).record(VARIANT, MEASUREMENT)
+    Studies(Settings(tmp_path), TARGET).discard(SPEC, PROBLEM, TOOLCHAIN)
+    assert study_in(tmp_path).outcomes == {}
+
+
+def test_two_tuners_share_a_file(tmp_path: Path) -> None:
+    one, two = study_in(tmp_path), study_in(tmp_path)
+    one.record(VARIANT, MEASUREMENT)
+    two.record(OTHER, FAILURE)
+    assert set(study_in(tmp_path).outcomes) == {VARIANT, OTHER}
+
+
+@pytest.mark.parametrize("content", [b"not a database at all, but long enough to look like one" * 30])
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = Settings(tmp_path).studies_dir
+    folder.mkdir(parents=True)
+    (folder / "sm_90.sqlite3").write_bytes(content)
+    with pytest.raises(StudiesUnusableError, match=r"sm_90\.sqlite3"):
+        study_in(tmp_path)
+
+
+def test_only_the_user_may_look_into_a_new_folder(tmp_path: Path) -> None:
+    study_in(tmp_path / "new")
+    assert (tmp_path / "new" / "studies").stat().st_mode & 0o777 == 0o700
