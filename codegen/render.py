@@ -10,8 +10,7 @@ from enum import Enum
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from attnforge.codegen.errors import CodegenError
 from attnforge.codegen.head_dims import Chunk
@@ -19,6 +18,9 @@ from attnforge.codegen.schedules import fields_of
 from attnforge.codegen.schedules.base import Choice
 from attnforge.codegen.spec import AttentionSpec
 from attnforge.codegen.variant import Variant
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 class UnsafeValueError(CodegenError):
@@ -68,6 +70,8 @@ class TemplateSet:
     @cached_property
     def environment(self) -> jinja2.Environment:
         """Strict: an undefined name is an error; nothing but checked values is printed."""
+        import jinja2  # here: a model that runs shipped kernels never renders
+
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(self.folder),
             undefined=jinja2.StrictUndefined,
