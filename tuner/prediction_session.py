@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from attnforge.cache.schema import Toolchain
-from attnforge.cache.store import TunedCacheStore
 from attnforge.compilation import CompilePool
 from attnforge.target import Target
 from attnforge.tuner.interruption import run_until_interrupted
+from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.prediction import SpecPrediction
 from attnforge.tuner.progress import TuneProgress
@@ -28,7 +28,7 @@ class PredictionSession:
 
     tasks: Sequence[Task]
     target: Target
-    store: TunedCacheStore
+    keeper: Keeper
     pool: CompilePool
     interpreters: Sequence[Measurer]
     progress: TuneProgress
@@ -67,6 +67,6 @@ class PredictionSession:
             toolchain = Toolchain.installed()
             prediction = SpecPrediction(task, self.target, toolchain, self.pool, interpreters, self.compilations)
             result = await prediction.predict()
-            self.store.write(self.target, result.entries)
+            self.keeper.keep(self.target, result)
             self.results.append(result)
             self.progress.finished(result)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 from attnforge.cache.schema import Toolchain
-from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import TemplateSet
 from attnforge.compilation import CompilePool
-from attnforge.settings import Settings
 from attnforge.tuner.budget import Budget
 from attnforge.tuner.effort import Effort
 from attnforge.tuner.interruption import run_until_interrupted
+from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Identity
 from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.result import SpecResult
-from attnforge.tuner.spec_tuner import SPECS_AT_ONCE, Resources, SpecTuner
+from attnforge.tuner.spec_tuner import Resources, SpecTuner
 from attnforge.tuner.study import Studies
 from attnforge.tuner.task import Task
+
+SPECS_AT_ONCE = 3
+"""A search learns from trial to trial, so it cannot keep many compilers busy by itself; several searches can."""
 
 
 @dataclass
@@ -29,8 +32,7 @@ class Session:
 
     tasks: Sequence[Task]
     effort: Effort
-    settings: Settings
-    store: TunedCacheStore
+    keeper: Keeper
     measurer: Measurer
     pool: CompilePool
     progress: TuneProgress
@@ -60,10 +62,11 @@ class Session:
             pool=self.pool,
             target=identity.target,
             toolchain=Toolchain(triton=identity.triton, torch=identity.torch, templates=TemplateSet.installed().digest),
-            studies=Studies(self.settings, identity.target),
-            caches=self.store.load(identity.target),
+            studies=Studies(self.keeper.settings, identity.target),
+            caches=self.keeper.load(identity.target),
             progress=self.progress,
             effort=self.effort,
+            lanes=max(2, ceil(1.5 * self.effort.jobs / min(SPECS_AT_ONCE, len(self.tasks)))),
         )
         budget = Budget(self.effort.budget_s, [task.weight for task in self.tasks], SPECS_AT_ONCE)
         turns = asyncio.Semaphore(SPECS_AT_ONCE)
@@ -80,7 +83,7 @@ class Session:
             ends = budget.start(task.weight)
             result = await tuner.tune(lambda: not budget.has_passed(ends))
             budget.finish(task.weight)
-            self.store.write(resources.target, result.entries)
+            self.keeper.keep(resources.target, result)
             tuner.confirm()
             self.results.append(result)
             self.progress.finished(result)

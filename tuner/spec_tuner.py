@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import ceil, gcd
+from math import gcd
 from statistics import median
 
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
@@ -30,8 +30,6 @@ from attnforge.tuner.spec_search import SpecSearch
 from attnforge.tuner.study import Outcome, Studies
 from attnforge.tuner.task import Task
 
-SPECS_AT_ONCE = 3
-"""A search learns from trial to trial, so it cannot keep many compilers busy by itself; several searches can."""
 MOST_NEIGHBOURS = 3
 """Configs of other buckets' entries to try early."""
 LARGEST_BLOCK = 256
@@ -51,6 +49,8 @@ class Resources:
     """The target's tuned caches as they were when the tune began."""
     progress: TuneProgress
     effort: Effort
+    lanes: int
+    """Configs of one spec that are under way at a time: a few more than its share of the compilers."""
 
 
 class SpecTuner:
@@ -78,8 +78,7 @@ class SpecTuner:
         if self._is_done():
             return self._result([self._kept(problem) for problem in self.search.problems])
         self._resources.progress.started(self.search)
-        lanes = max(2, ceil(1.5 * self._resources.effort.jobs / SPECS_AT_ONCE))
-        await asyncio.gather(*(self._search(has_time) for _ in range(lanes)))
+        await asyncio.gather(*(self._search(has_time) for _ in range(self._resources.lanes)))
         await asyncio.gather(*(self._try(variant) for variant in self.search.recombined()))
         self._resources.progress.comparing(self.search)
         return self._result([await self._choose(problem) for problem in self.search.problems])

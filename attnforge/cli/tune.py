@@ -23,9 +23,9 @@ from attnforge.codegen import DType
 from attnforge.compilation import CompilePool
 from attnforge.errors import AttnforgeError
 from attnforge.settings import Settings
-from attnforge.shipping import shipped_specs
 from attnforge.target import Target
 from attnforge.tuner.effort import Effort, cores
+from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import INTERPRETER_WORKER, Deadlines, Measurer, interpreting_environment
 from attnforge.tuner.prediction_session import PredictionSession
 from attnforge.tuner.progress import progress_for
@@ -33,7 +33,6 @@ from attnforge.tuner.result import SpecResult, Verdict
 from attnforge.tuner.session import Session
 from attnforge.tuner.summary import summary
 from attnforge.tuner.task import Task, tasks
-from attnforge.users_kernels import write_users_kernels
 
 SEQLENS = (1024, 4096, 16384)
 QUICK_SEQLENS = (4096,)
@@ -42,6 +41,8 @@ QUICK_HEAD_DIMS = (128, 64)
 TRIALS, QUICK_TRIALS = 24, 10
 BUDGET_S, QUICK_BUDGET_S = 7 * 60.0, 3 * 60.0
 COMPILATIONS, QUICK_COMPILATIONS = 16, 5
+COMPILE_DEADLINE_S = 60.0
+"""Three times what the slowest shipped variant takes; a compiler that never ends must not outlast the budget."""
 INTERPRETING = Deadlines(check=600.0)
 """Seconds: the largest tiles take a minute on a busy core."""
 INTERRUPTED = 130
@@ -133,7 +134,8 @@ def tune(
     attnforge tune --head-dim 72              a size that is not shipped\n
     attnforge tune --target sm_90 --quick     no GPU: predict
     """
-    console = Console()
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=160)
     settings = Settings.from_environment()
     specs = selected_specs(head_dim, head_dim_v, causal, pass_)
     if quick and target is not None and head_dim is None:
@@ -162,14 +164,12 @@ def tune(
 
 
 def _measure(todo: list[Task], effort: Effort, fresh: bool, settings: Settings, console: Console) -> None:
-    store = TunedCacheStore(settings)
     session = Session(
         tasks=todo,
         effort=effort,
-        settings=settings,
-        store=store,
+        keeper=Keeper(settings, TunedCacheStore(settings)),
         measurer=Measurer(),
-        pool=CompilePool(effort.jobs),
+        pool=CompilePool(effort.jobs, COMPILE_DEADLINE_S),
         progress=progress_for(console, len(todo), effort.budget_s),
         fresh=fresh,
     )
@@ -184,7 +184,7 @@ def _predict(
     session = PredictionSession(
         tasks=todo,
         target=target,
-        store=TunedCacheStore(settings),
+        keeper=Keeper(settings, TunedCacheStore(settings)),
         pool=CompilePool(jobs),
         interpreters=[Measurer(INTERPRETER_WORKER, environment, INTERPRETING) for _ in range(min(jobs, len(todo)))],
         progress=progress_for(console, len(todo), None),
@@ -196,9 +196,8 @@ def _predict(
 
 def _report(results: list[SpecResult], finished: bool, specs: int, settings: Settings, console: Console) -> None:
     """The summary, where the winners are, and what to do about what is missing."""
-    _keep_kernels(results, settings)
     if results:
-        console.print(summary(results), width=None if console.is_terminal else 160)
+        console.print(summary(results))
         console.print(f"Kept in {settings.tuned_dir}; attention() looks there first.", highlight=False, soft_wrap=True)
     if not finished:
         console.print(
@@ -209,13 +208,6 @@ def _report(results: list[SpecResult], finished: bool, specs: int, settings: Set
         raise typer.Exit(INTERRUPTED)
     if any(each.verdict is Verdict.NOTHING_VALID for result in results for each in result.problems):
         raise NothingValidError(results)
-
-
-def _keep_kernels(results: list[SpecResult], settings: Settings) -> None:
-    """Sizes that are not shipped become the user's: their kernels go into the user's folder, which opts in to them."""
-    shipped = set(shipped_specs())
-    variants = [entry.variant for result in results if result.spec not in shipped for entry in result.entries]
-    write_users_kernels(dict.fromkeys(variants), settings.kernels_dir)
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -18,6 +18,7 @@ from attnforge.dispatch.decision import DecisionKind, decide
 from attnforge.settings import Settings
 from attnforge.target import Target
 from attnforge.tuner.effort import Effort
+from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.measurer import Deadlines, Measurer
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
@@ -102,8 +103,7 @@ def test_a_tune_ends_in_an_exact_decision(tmp_path: Path) -> None:
     session = Session(
         tasks=tasks([spec], [1024, 4096], DType.BF16),
         effort=Effort(trials=4, budget_s=120.0, quick=True, jobs=4),
-        settings=settings,
-        store=store,
+        keeper=Keeper(settings, store),
         measurer=Measurer(),
         pool=CompilePool(4),
         progress=PlainProgress(Console(quiet=True), 1),

@@ -10,6 +10,7 @@ from attnforge.codegen import AttentionSpec, DType, Pass
 from attnforge.compilation import CompilePool
 from attnforge.settings import Settings
 from attnforge.tuner.effort import Effort
+from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import Deadlines, Measurer
 from attnforge.tuner.progress import PlainProgress
 from attnforge.tuner.session import Session
@@ -41,8 +42,7 @@ def session_of(script: Script, todo: list[Task], trials: int = 10, **options: ob
     return Session(
         tasks=todo,
         effort=Effort(trials=trials, budget_s=600.0, jobs=2),
-        settings=settings,
-        store=TunedCacheStore(settings, shipped),
+        keeper=Keeper(settings, TunedCacheStore(settings, shipped)),
         measurer=measurer_of(script),
         pool=CompilePool(1, deadline_s=4.0, command=fake_command("fake_compiler.py", script)),
         progress=PlainProgress(Console(file=sys.stderr), len(todo)),

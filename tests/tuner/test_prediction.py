@@ -13,6 +13,7 @@ from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_confi
 from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, KernelReport
 from attnforge.settings import Settings
 from attnforge.target import Target
+from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import INTERPRETER_WORKER, Measurer, interpreting_environment
 from attnforge.tuner.prediction import LARGEST_SPILL, SpecPrediction
 from attnforge.tuner.prediction_session import PredictionSession
@@ -45,7 +46,7 @@ def predicted(script: Script) -> SpecResult:
     session = PredictionSession(
         tasks=tasks([SPEC], [1024, 4096], DType.BF16),
         target=SM_90,
-        store=store_of(script),
+        keeper=Keeper(Settings(Path(script.folder, "cache")), store_of(script)),
         pool=CompilePool(1, command=fake_command("fake_compiler.py", script)),
         interpreters=[measurer_of(script)],
         progress=PlainProgress(Console(quiet=True), 1),
@@ -133,7 +134,7 @@ def test_the_whole_of_it_on_a_small_spec(tmp_path: Path) -> None:
     session = PredictionSession(
         tasks=tasks([spec], [1024], DType.BF16),
         target=SM_90,
-        store=TunedCacheStore(Settings(tmp_path), tmp_path / "shipped"),
+        keeper=Keeper(Settings(tmp_path), TunedCacheStore(Settings(tmp_path), tmp_path / "shipped")),
         pool=CompilePool(1),
         interpreters=[Measurer(INTERPRETER_WORKER, interpreting_environment(os.environ), INTERPRETING)],
         progress=PlainProgress(Console(quiet=True), 1),
@@ -141,5 +142,5 @@ def test_the_whole_of_it_on_a_small_spec(tmp_path: Path) -> None:
     )
     assert session.run()
     assert [each.verdict for each in session.results[0].problems] == [Verdict.CHOSEN]
-    (loaded,) = session.store.load(SM_90)
+    (loaded,) = session.keeper.load(SM_90)
     assert [entry.source for entry in loaded.cache.entries] == [Source.PREDICTED]
