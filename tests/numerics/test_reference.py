@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from attnforge import reference
-from attnforge.reference import attention, attention_backward, eager_lp, eager_lp_backward, last_visible_key
+from attnforge.reference import (
+    attention,
+    attention_backward,
+    eager_lp,
+    eager_lp_backward,
+    last_visible_key,
+    rounding_bounds,
+)
 
 SHAPES = [
     # batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, head_dim_v
@@ -102,3 +109,17 @@ def test_takes_expanded_and_transposed_tensors():
         attention_backward(dout, strided, k, v, causal=True),
         attention_backward(dout, q, k.contiguous(), v.contiguous(), causal=True),
     )
+
+
+@pytest.mark.usefixtures("_scores_at_once")
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 2, 1, 200, 1, 16, 16), (1, 4, 1, 64, 300, 64, 64)])
+def test_rounding_bounds_hold_in_fp32_and_are_not_loose(shape):
+    inputs = make(shape, torch.float32)
+    q, k, v, dout = inputs
+    for magnitude in (1.0, 5.0):
+        tensors = dout, magnitude * q, k, v
+        exact = attention_backward(*tensors, causal=False)
+        rounded = eager_lp_backward(*tensors, causal=False)
+        for got, expected, bound in zip(rounded, exact, rounding_bounds(*tensors, causal=False), strict=True):
+            assert ((got - expected).abs() <= 2**-24 * bound).all()
+            assert 2**-24 * bound.max() < 1e-3 * max(1.0, expected.abs().max())
