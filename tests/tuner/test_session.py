@@ -138,6 +138,14 @@ def test_a_second_run_measures_nothing_and_a_longer_one_goes_on(script: Script) 
     assert max(measured(script).values()) == 2
 
 
+def test_a_later_tune_of_another_spec_loses_no_entry(script: Script) -> None:
+    run(session_of(script, [task(FORWARD_SPEC)], trials=2))
+    first = entries(script)
+    run(session_of(script, [task(BACKWARD_SPEC)], trials=2))
+    assert {entry.spec for entry in entries(script)} == {FORWARD_SPEC, BACKWARD_SPEC}
+    assert first[0] in entries(script)
+
+
 def test_a_spec_that_is_not_shipped_becomes_the_users(script: Script) -> None:
     spec = AttentionSpec(pass_=Pass.FORWARD, head_dim=72, head_dim_v=72, causal=False)
     run(session_of(script, [task(spec), task(FORWARD_SPEC)], trials=2))
