@@ -10,8 +10,8 @@ up, the latency does not, and the step takes a norm of them. Programs fill the G
 causal mask they differ in length and are packed longest first.
 
 The constants below were fitted to 1,300 kernels measured on an H200 (portable schedule, bf16, head dims 32 to 256,
-16k tokens). The config that it picks among those tried takes 2.5 % longer than the best, 28 % at worst; without the
-compiler's word 9 %, 46 % at worst. On other archs only the SM's rates are known, so the order is a guess.
+16k tokens). The config that it picks among those tried takes 3 % longer than the best, 28 % at worst; without the
+compiler's word 10 %, 46 % at worst. On other archs only the SM's rates are known, so the order is a guess.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class SmRates:
     l2_bytes: float = 60.0
     registers: int = 65536
     warps: int = 64
+    lanes: int = 32
+    """Threads of a warp, or of a wavefront."""
 
 
 _RATES = {
@@ -68,8 +70,8 @@ _RATES = {
     "sm_90": SmRates(4096.0),
     "sm_100": SmRates(8192.0),
     "sm_120": SmRates(1024.0, warps=48),
-    "gfx942": SmRates(2048.0, registers=131072, warps=32),
-    "gfx950": SmRates(4096.0, registers=131072, warps=32),
+    "gfx942": SmRates(2048.0, registers=131072, warps=32, lanes=64),
+    "gfx950": SmRates(4096.0, registers=131072, warps=32, lanes=64),
 }
 _UNKNOWN = SmRates(2048.0)
 
@@ -84,6 +86,8 @@ class _Loop:
     """Of the tiles that one step loads."""
     products: float
     """Columns summed over the matrix products of one step."""
+    read_again: int
+    """Columns of the block that stays, as far as each step's products read it from shared memory."""
     stored: int
     """Columns that a program stores for each row."""
     num_warps: int
@@ -122,11 +126,11 @@ def _loop(spec: AttentionSpec, config: Config, prefix: str) -> _Loop:
     qk, v = widths(spec, config)
     tile = tile_of(config, prefix)
     if prefix == "dkdv_":
-        sizes = (tile.block_n, tile.block_m, qk + v, 2.0 * (qk + v), qk + v)
+        sizes = (tile.block_n, tile.block_m, qk + v, 2.0 * (qk + v), qk + v, qk + v)
     elif prefix == "dq_":
-        sizes = (tile.block_m, tile.block_n, qk + v, 2.0 * qk + v, qk)
+        sizes = (tile.block_m, tile.block_n, qk + v, 2.0 * qk + v, qk + v, qk)
     else:
-        sizes = (tile.block_m, tile.block_n, qk + v, float(qk + v), v)
+        sizes = (tile.block_m, tile.block_n, qk + v, float(qk + v), qk, v)
     return _Loop(*sizes, tile.num_warps, tile.num_stages, over_queries=prefix == "dkdv_")
 
 
@@ -152,7 +156,7 @@ def _cycles(spec: AttentionSpec, loop: _Loop, problem: Problem, target: Target, 
 def _resident(loop: _Loop, target: Target, rates: SmRates, needs: KernelReport) -> int:
     """Programs that share an SM. Each takes 1 KB of shared memory for the system; registers come in eights."""
     by_shared_memory = (target.shared_memory + 1024) // (needs.shared_bytes + 1024)
-    by_registers = rates.registers // (ceil(max(needs.registers, 32) / 8) * 8 * loop.num_warps * 32)
+    by_registers = rates.registers // (ceil(max(needs.registers, 32) / 8) * 8 * loop.num_warps * rates.lanes)
     return max(1, min(by_shared_memory, by_registers, rates.warps // loop.num_warps, 32))
 
 
@@ -160,10 +164,9 @@ def _step_cycles(loop: _Loop, dtype: DType, rates: SmRates, needs: KernelReport,
     """Cycles in which all resident programs make one step."""
     scores = loop.stays * loop.step
     flops = rates.tensor_flops * (2 / dtype.bytes if dtype is not DType.FP32 else 1 / 16)
-    # Each warpgroup reads the looped operand of each product; the block that stays is read once for a score product.
+    # Each warpgroup reads the looped operand of each product for itself.
     warpgroups = max(1, loop.num_warps // 4)
-    score_products = loop.columns if loop.over_queries or loop.stored < loop.columns else loop.columns / 2
-    operands = dtype.bytes * (loop.stays * score_products + warpgroups * loop.step * loop.products)
+    operands = dtype.bytes * (loop.stays * loop.read_again + warpgroups * loop.step * loop.products)
     tensor = max(2 * scores * loop.products / flops, operands / rates.shared_memory_bytes)
     scalar = scores * (1 / rates.exponentials + SCALAR_OPERATIONS / rates.scalar_operations)
     l2 = dtype.bytes * loop.step * loop.columns / rates.l2_bytes
