@@ -120,18 +120,33 @@ class TunedCacheStore:
         CacheRefused, and writes nothing, when the file is foreign, newer or untrusted; CacheNotWrittenError when the
         lock cannot be had, the disk is full, or an entry could not be read back.
         """
+        path, entries = self.path(target), tuple(entries)
+        if entries:
+            self._merge(path, target, entries, root=self._settings.cache_dir, moves_corrupt=True)
+        return path
+
+    def merge_into(self, path: Path, target: Target, entries: Iterable[TunedEntry]) -> tuple[TunedEntry, ...]:
+        """Does what ``write`` does to any file, and returns the entries that it held before.
+
+        A corrupt file is refused too, unless it is the target's own: a path that somebody typed may be something else.
+        """
+        is_own = path.absolute() == self.path(target).absolute()
+        root = self._settings.cache_dir if is_own else path.absolute().parent
+        return self._merge(path.absolute(), target, tuple(entries), root=root, moves_corrupt=is_own)
+
+    def _merge(
+        self, path: Path, target: Target, entries: tuple[TunedEntry, ...], *, root: Path, moves_corrupt: bool
+    ) -> tuple[TunedEntry, ...]:
         import filelock
 
-        path = self.path(target)
-        entries = tuple(entries)
-        if not entries:
-            return path
         try:
-            for folder in (self._settings.cache_dir, self._settings.tuned_dir):
+            for folder in (root, path.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                os.close(open_trusted_folder(folder, root=self._settings.cache_dir))
+                os.close(open_trusted_folder(folder, root=root))
             with filelock.FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT, mode=0o600):
-                self._replace(path, target, entries)
+                existing = _existing(path, target, root, moves_corrupt)
+                _replace(path, TunedCache(target=target, attnforge=__version__, entries=merge(existing, entries)))
+                return existing
         except UntrustedFileError as error:
             raise UntrustedCacheRefused(path, str(error)) from error
         except filelock.Timeout as error:
@@ -139,29 +154,35 @@ class TunedCacheStore:
             raise CacheNotWrittenError(path, reason) from error
         except OSError as error:
             raise CacheNotWrittenError(path, str(error)) from error
-        return path
 
-    def _replace(self, path: Path, target: Target, entries: tuple[TunedEntry, ...]) -> None:
-        try:
-            existing = self.read(CacheFile(path, Origin.USER)).entries
-        except FileNotFoundError:
-            existing = ()
-        except CorruptCacheRefused as refused:
-            aside = move_aside(path)
-            warnings.warn(f"{refused.reason}: kept {path} as {aside.name}", CacheRefusedWarning, stacklevel=4)
-            existing = ()
-        cache = TunedCache(target=target, attnforge=__version__, entries=merge(existing, entries))
-        content = encode(cache)
-        if len(content) > SIZE_LIMIT:
-            raise CacheNotWrittenError(
-                path, f"it would have {len(content)} bytes, more than is read back; move it away"
-            )
-        try:
-            decode(content, path)
-        except CorruptCacheRefused as refused:
-            raise CacheNotWrittenError(path, f"an entry could not be read back: {refused.reason}") from refused
-        remove_leftovers(path)
-        replace_file(path, content)
+
+def _existing(path: Path, target: Target, root: Path, moves_corrupt: bool) -> tuple[TunedEntry, ...]:
+    """What a file holds before a merge; a corrupt one is moved out of the way, where that is allowed."""
+    try:
+        existing = read_users_cache(path, root=root)
+    except FileNotFoundError:
+        return ()
+    except CorruptCacheRefused as refused:
+        if not moves_corrupt:
+            raise
+        aside = move_aside(path)
+        warnings.warn(f"{refused.reason}: kept {path} as {aside.name}", CacheRefusedWarning, stacklevel=5)
+        return ()
+    if existing.target.slug != target.slug:
+        raise ForeignCacheRefused(path, f"it was made for {existing.target.slug}, not for {target.slug}")
+    return existing.entries
+
+
+def _replace(path: Path, cache: TunedCache) -> None:
+    content = encode(cache)
+    if len(content) > SIZE_LIMIT:
+        raise CacheNotWrittenError(path, f"it would have {len(content)} bytes, more than is read back; move it away")
+    try:
+        decode(content, path)
+    except CorruptCacheRefused as refused:
+        raise CacheNotWrittenError(path, f"an entry could not be read back: {refused.reason}") from refused
+    remove_leftovers(path)
+    replace_file(path, content)
 
 
 def merge(existing: Iterable[TunedEntry], new: Iterable[TunedEntry]) -> tuple[TunedEntry, ...]:

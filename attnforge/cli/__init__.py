@@ -23,11 +23,11 @@ COMMANDS = {
     "bench": "Time attnforge beside PyTorch's and other attention kernels.",
     "generate": "Render kernels into files; --check proves that the shipped ones are current.",
     "compile": "Compile kernels for a target, with or without its GPU, and report what they use.",
-    "cache": "Show and verify tuned caches.",
+    "cache": "Show, verify, merge and compare tuned caches.",
 }
 """One line of help for each command."""
 
-GROUPS = {"cache": ("path", "show", "verify")}
+GROUPS = {"cache": ("path", "show", "verify", "merge", "diff")}
 """Commands that have commands of their own."""
 
 

@@ -1,9 +1,8 @@
-"""``attnforge cache``: where tuned caches are, what they hold, whether they are accepted."""
+"""``attnforge cache``: where tuned caches are, what they hold, whether they are accepted, how they are shared."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from attnforge.cache.reader import read_users_cache
-from attnforge.cache.schema import Toolchain, TunedCache, TunedEntry
+from attnforge.cache.schema import TunedCache, TunedEntry
 from attnforge.cache.store import CacheFile, TunedCacheStore
+from attnforge.cli.cache_sharing import diff as diff
+from attnforge.cli.cache_sharing import merge as merge
+from attnforge.cli.cache_sharing import print_stale
 from attnforge.errors import CacheRefused
 from attnforge.settings import Settings
 from attnforge.target import Target
@@ -98,10 +100,7 @@ def _print_cache(place: CacheFile, cache: TunedCache) -> None:
         table.add_row(*_row(entry))
     # Piped output has no terminal to fit into: wide enough for every row to stay on its line.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    stale = Counter(entry.toolchain.differences(Toolchain.installed()) for entry in cache.entries)
-    for differences, count in stale.items():
-        if differences:
-            typer.echo(f"  {count} of them found with {'; '.join(differences)}: they serve, but not as exact\n")
+    print_stale(cache.entries)
 
 
 def _row(entry: TunedEntry) -> tuple[str, ...]:
