@@ -35,7 +35,7 @@ STYLES = {Change.ADDED: "green", Change.REPLACED: "yellow", Change.KEPT: "dim"}
 
 
 def merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Tuned caches of one target.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Tuned caches of one target.")],
     into: Annotated[
         Path | None,
         typer.Option("--into", help="The file to merge into, made where there is none. Your own cache when left out."),
@@ -131,12 +131,13 @@ def _config(entry: TunedEntry) -> str:
 
 
 def _print_merge(explained: list[MergedEntry]) -> None:
-    table = _table("", "spec", "bucket", "config", "ms", "why", "source")
+    several = len({record.source for record in explained}) > 1
+    table = _table("", "spec", "bucket", "ms", "why", *(["source"] if several else []))
     for record in explained:
         entry = record.offered
-        cells = (entry.spec.name, entry.bucket.name, _config(entry), _ms(entry.median_ms), record.reason)
-        change = Text(record.change, style=STYLES[record.change])
-        table.add_row(change, *map(Text, cells), Text(record.source.name))
+        cells = [entry.spec.name, entry.bucket.name, _ms(entry.median_ms), record.reason]
+        cells += [record.source.name] if several else []
+        table.add_row(Text(record.change, style=STYLES[record.change]), *map(Text, cells))
     _console().print(table)
 
 

@@ -62,7 +62,7 @@ def test_merge_says_what_became_of_each_entry(caches, run, cache_file):
     theirs = cache_file("theirs.yaml", measured(64), measured(96, median_ms=1.0), measured(128), measured(80))
     status, out, err = run("merge", theirs)
     assert (status, err) == (0, "")
-    assert "replaced" in line_of(out, "forward_d64_causal", "measured, where there was a prediction", "theirs.yaml")
+    assert "replaced" in line_of(out, "forward_d64_causal", "measured, where there was a prediction")
     assert "kept" in line_of(out, "forward_d80_causal", "the same entry is there")
     assert "kept" in line_of(out, "forward_d96_causal", "newer (2026-02-01, not 2026-01-01)")
     assert "added" in line_of(out, "forward_d128_causal", "nothing was there")
@@ -78,6 +78,8 @@ def test_merge_into_a_file_leaves_the_users_own_alone(caches, run, cache_file, t
     status, out, _ = run("merge", one, two, "--into", team)
     assert status == 0
     assert f"{team}: 2 added, 0 replaced, 0 kept\n" in out
+    assert "a.yaml" in line_of(out, "forward_d64_causal")
+    assert "b.yaml" in line_of(out, "forward_d128_causal")
     assert len(read_users_cache(team, root=team.parent).entries) == 2
     assert not list(Settings.from_environment().tuned_dir.glob("*"))
 
