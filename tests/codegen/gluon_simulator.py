@@ -66,8 +66,9 @@ class _Descriptor:
     layout = _Layout()
 
     def __init__(self, base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int], _: Any):
-        assert list(base.shape) == list(shape)
-        self.base, self.block = base, block
+        assert all(stride * base.element_size() % 16 == 0 and stride for stride in strides[:-1])
+        self.shape, self.block = shape, block
+        self.base = base[: shape[0], : shape[1]]
         self.dtype = base.numpy().dtype
 
     def boxes(self, start: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -11,6 +11,9 @@ ROWS = 64
 """Query rows of a warpgroup: what one wgmma takes."""
 PRODUCER_REGISTERS = 24
 """A thread, the least that setmaxnreg gives."""
+ADDRESSES = 24
+"""Registers that a consumer's thread wants beside its tiles. Compiled kernels spill beyond it: with 3 warpgroups and
+blocks of 128 keys head dim 96 by hundreds of bytes, head dim 128 by a kilobyte, with its wgmma serialised (C7512)."""
 BARRIER_BYTES = 1024
 """Room for the barriers and for what Triton adds; compiled kernels take less."""
 
@@ -45,14 +48,16 @@ def _fits_shared_memory(spec: AttentionSpec, config: Config, dtype: DType, limit
 
 
 def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
-    """A thread holds half a column's rows of the output and of the scores, and half as much again of P."""
+    """A thread holds half of the columns of the output and of the scores, in fp32, and of P, in 16 bits."""
     assert isinstance(config, HopperForwardConfig)
     operands = config.block_n // 4 if config.overlap else 0
     needed = columns(spec, config) // 2 + config.block_n // 2 + operands
-    most = consumer_registers(config.warpgroups)
+    most = consumer_registers(config.warpgroups) - ADDRESSES
     if needed <= most:
         return None
-    return f"output, scores and P need {needed} registers a thread, {config.warpgroups} warpgroups have {most} each"
+    return (
+        f"output, scores and P need {needed} registers a thread; with {config.warpgroups} warpgroups {most} is the most"
+    )
 
 
 def _anchors_an_overlap(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
