@@ -16,7 +16,7 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
-from attnforge.dispatch.errors import ForeignTensorError
+from attnforge.dispatch.errors import ForeignTensorError, PlanRefusedError
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -163,8 +163,8 @@ def first_launch(
 ) -> tuple[Tensors, Launch]:
     """Compile and run a rendered module's kernels on CUDA tensors; its outputs, and the launch to hold.
 
-    The arguments of the module's plan() are inputs, then outputs, then the scale. Raises what Triton raises when a
-    kernel cannot be compiled or needs more than the device has.
+    The arguments of the module's plan() are inputs, then outputs, then the scale. Raises PlanRefusedError, and what
+    Triton raises when a kernel cannot be compiled or needs more than the device has.
     """
     device = inputs[0].device
     with torch.cuda.device(device):
@@ -173,7 +173,11 @@ def first_launch(
         arguments = tuple(tensor.detach() for tensor in (*inputs, *results))
         views: list[_View | _Description] = []
         kernels = []
-        for kernel, grid, tensors, scalars, options in module.plan(*arguments, softmax_scale):
+        try:
+            launches = module.plan(*arguments, softmax_scale)
+        except ValueError as error:
+            raise PlanRefusedError(module, error) from error
+        for kernel, grid, tensors, scalars, options in launches:
             pick = _picker(module, tensors, arguments, views)
             compiled = kernel[grid](*tensors, *scalars, **options)
             kernels.append(_HeldKernel(compiled, grid, pick, scalars))
