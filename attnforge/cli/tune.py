@@ -13,6 +13,7 @@ from rich.console import Console
 from attnforge.cache.store import TunedCacheStore
 from attnforge.cli.selection import (
     CausalOption,
+    DTypeOption,
     HeadDimOption,
     HeadDimVOption,
     PassOption,
@@ -61,7 +62,6 @@ SeqlenOption = Annotated[
     list[int] | None,
     typer.Option("--seqlen", min=1, help="Sequence length to tune for; repeat it for several. 1024, 4096 and 16384."),
 ]
-DTypeOption = Annotated[DType, typer.Option("--dtype", help="Of q, k, v and out.")]
 TargetOption = Annotated[
     str | None,
     typer.Option(
