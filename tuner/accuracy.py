@@ -110,7 +110,7 @@ def launch_of(module: RenderedModule) -> Launch:
         device = tensors[0].device
         if hasattr(module, "workspace_shape"):
             tensors.append(torch.full(module.workspace_shape(tensors[1]), float("nan"), device=device))
-        with torch.cuda.device_of(tensors[0]):
+        with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
             for kernel, grid, pointers, scalars, options in module.plan(*tensors, softmax_scale):
                 kernel[grid](*pointers, *scalars, **options)
 
