@@ -40,7 +40,7 @@ def _printed(value: object) -> object:
         return value
     if isinstance(value, Enum):
         return repr(str(value.value))
-    if isinstance(value, str) and value.isascii() and (value == "" or value.isalnum()):
+    if value == "" or (isinstance(value, str) and value.isascii() and value.isdecimal()):  # a chunk's suffix
         return value
     raise UnsafeValueError(value)
 
