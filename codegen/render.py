@@ -40,8 +40,8 @@ def _printed(value: object) -> object:
         return value
     if isinstance(value, Enum):
         return repr(str(value.value))
-    if value == "" or (isinstance(value, str) and value.isascii() and value.isdecimal()):  # a chunk's suffix
-        return value
+    if isinstance(value, str) and value.isascii() and (value == "" or value.isalnum()):
+        return value  # a chunk's suffix, or part of a name in the template itself: never code
     raise UnsafeValueError(value)
 
 
