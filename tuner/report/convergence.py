@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, floor, log, log10
 
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.study import Outcome
@@ -88,7 +88,8 @@ class _Axes:
 
 def shown_ms(milliseconds: float) -> str:
     """Three significant digits."""
-    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
+    decimals = 2 - floor(log10(milliseconds))
+    return f"{milliseconds:.{max(decimals, 0)}f}"
 
 
 def _cross(x: float) -> str:
@@ -114,6 +115,6 @@ def _summary(times: Sequence[float | None], best: float | None, default_ms: floa
     counts = f"{len(times)} trials, {failed} of them failed"
     if best is None:
         return f"{counts}; nothing ran"
-    found = f"best {shown_ms(best)} ms, found by trial {times.index(best) + 1}"
+    found = f"Best {shown_ms(best)} ms, found by trial {times.index(best) + 1}"
     compared = "" if default_ms is None else f"; the default config takes {shown_ms(default_ms)} ms"
     return f"{found}{compared}; {counts}"

@@ -73,7 +73,7 @@ def read_studies(path: Path) -> RecordedStudies:
             url, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=True
         )
         for name in optuna.get_all_study_names(storage):
-            place = _place(name)
+            place = _of_name(name)
             if place is None:
                 unread.append(name)
                 continue
@@ -81,11 +81,16 @@ def read_studies(path: Path) -> RecordedStudies:
             studies += [found] if found else []
     except (OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise StudiesUnusableError(path, error) from error
-    studies.sort(key=lambda study: (study.spec.name, study.problem.seqlen_q, study.triton, study.templates))
+    studies.sort(key=lambda study: (*place_of(study.spec), study.problem.seqlen_q, study.triton, study.templates))
     return RecordedStudies(tuple(studies), tuple(sorted(unread)))
 
 
-def _place(name: str) -> tuple[AttentionSpec, Problem, str, str] | None:
+def place_of(spec: AttentionSpec) -> tuple[int, int, int, bool]:
+    """Sorts specs: forward before backward, then by head dim."""
+    return list(Pass).index(spec.pass_), spec.head_dim, spec.head_dim_v, spec.causal
+
+
+def _of_name(name: str) -> tuple[AttentionSpec, Problem, str, str] | None:
     """Spec, problem, triton and templates of a study's name; None when it is none of the tuner's."""
     found = _STUDY_NAME.fullmatch(name)
     if found is None:

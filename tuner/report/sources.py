@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from attnforge.cache.reader import read_users_cache
 from attnforge.cache.schema import TunedEntry
 from attnforge.errors import AttnforgeError, CacheRefused, NoGpuError, UnknownTargetError
 from attnforge.settings import Settings
 from attnforge.target import Target
-from attnforge.tuner.report.recorded_studies import RecordedStudy, read_studies
+from attnforge.tuner.report.recorded_studies import RecordedStudy, place_of, read_studies
 
 
 class NothingToReportError(AttnforgeError):
@@ -39,7 +38,7 @@ class ReportSources:
     target: Target | None
     """None when only studies are left of a GPU whose arch is not known."""
     entries: tuple[TunedEntry, ...]
-    """Of the user's tuned cache, sorted by spec and size."""
+    """Of the user's tuned cache, sorted by spec and seqlen."""
     studies: tuple[RecordedStudy, ...]
     notices: tuple[str, ...]
     """What could not be read, for the reader."""
@@ -49,30 +48,29 @@ def read_sources(settings: Settings, wanted: str | None) -> ReportSources:
     """What the user's folder holds of a target.
 
     ``wanted`` is the stem of its files (``sm_90-nvidia-h200``) or an arch; None for this machine's GPU, or else for the
-    only one that was tuned. Raises NothingToReportError, SeveralTargetsError, StudiesUnusableError.
+    only one that was tuned. Raises NothingToReportError, SeveralTargetsError, StudiesUnusableError; CacheRefused where
+    there are no studies beside a refused cache.
     """
     slug = _chosen(settings, wanted)
+    recorded = read_studies(settings.studies_dir / f"{slug}.sqlite3")
+    path = settings.tuned_dir / f"{slug}.yaml"
     entries: tuple[TunedEntry, ...] = ()
     target, notices = _target(slug), []
-    path = settings.tuned_dir / f"{slug}.yaml"
     try:
         cache = read_users_cache(path, root=settings.cache_dir)
         entries, target = cache.entries, cache.target
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not recorded.studies:
+            raise NothingToReportError(wanted, [], settings) from error
         notices.append("There is no tuned cache of this target: the searches below were not finished.")
     except CacheRefused as refused:
+        if not recorded.studies:
+            raise
         notices.append(f"{path.name} is refused: {refused.reason}; {refused.remedy}.")
-    recorded = read_studies(_studies_path(settings, slug))
     if recorded.unread:
         notices.append(f"Left out, because their names are not the tuner's: {', '.join(recorded.unread)}.")
-    if not entries and not recorded.studies and path.exists() is False:
-        raise NothingToReportError(wanted, [], settings)
-    ordered = tuple(sorted(entries, key=lambda e: (e.spec.name, e.bucket.seqlen_q, e.bucket.name, e.created)))
+    ordered = tuple(sorted(entries, key=lambda e: (*place_of(e.spec), e.bucket.seqlen_q, e.bucket.name, e.created)))
     return ReportSources(slug, target, ordered, recorded.studies, tuple(notices))
-
-
-def _studies_path(settings: Settings, slug: str) -> Path:
-    return settings.studies_dir / f"{slug}.sqlite3"
 
 
 def _chosen(settings: Settings, wanted: str | None) -> str:
