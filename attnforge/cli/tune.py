@@ -198,7 +198,8 @@ def _report(results: list[SpecResult], finished: bool, specs: int, settings: Set
     """The summary, where the winners are, and what to do about what is missing."""
     if results:
         console.print(summary(results))
-        console.print(f"Kept in {settings.tuned_dir}; attention() looks there first.", highlight=False, soft_wrap=True)
+        kept = f"Kept in {settings.tuned_dir}; attention() looks there first. `attnforge report` shows it as a page."
+        console.print(kept, highlight=False, soft_wrap=True)
     if not finished:
         console.print(
             f"Interrupted: {len(results)} of {specs} kernels are done and written; finished trials of the others are"
