@@ -48,9 +48,9 @@ generate: install ## Rewrite generated/ from the templates, default configs and 
 	$(BIN)/attnforge generate
 
 compile-gate: install $(VENV)/triton-$(OLDEST_TRITON)/.installed ## Compile the shipped defaults, with the installed and the oldest triton
-	@set -e; for path in '' $(abspath $(VENV)/triton-$(OLDEST_TRITON)); do for arch in $(GATE_ARCHS); do \
-	  PYTHONPATH=$$path $(BIN)/attnforge compile --target $$arch; \
-	done; done
+	@failed=0; for path in '' $(abspath $(VENV)/triton-$(OLDEST_TRITON)); do for arch in $(GATE_ARCHS); do \
+	  PYTHONPATH=$$path $(BIN)/attnforge compile --target $$arch || failed=1; \
+	done; done; exit $$failed
 
 $(VENV)/triton-$(OLDEST_TRITON)/.installed: | install
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) triton==$(OLDEST_TRITON)

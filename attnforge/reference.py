@@ -138,9 +138,9 @@ def rounding_bounds(
 ) -> Gradients:
     """How far gradients may be off, in units of one rounding of fp32, however little is left of them: float64.
 
-    To first order: a score errs by the sum of its terms' magnitudes, its probability by that much of itself (and eight
-    roundings of exp2 and the sums), dp and sum(p dp) like a score. Where the two cancel, as for a row that sees one key
-    only, dq and dk are all rounding.
+    To first order: a score errs by the sum of its terms' magnitudes; its probability by that, by the LSE's error and by
+    eight roundings of exp2 and of sums, all relative to itself; dp and sum(p dp) like a score. Where these two cancel,
+    as for a row that sees one key only, dq and dk are all rounding.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     double = torch.float64
@@ -148,16 +148,16 @@ def rounding_bounds(
     for piece in _pieces(q, k):
         scores = _scores(piece, q, k, causal, scale, double)
         p = _probabilities(scores, torch.logsumexp(scores, -1))
-        queries, keys, values, upstream = (
-            x.to(double).abs()
-            for x in (piece.group(q), k[piece.keys][:, None], v[piece.keys][:, None], piece.group(dout))
-        )
-        p *= 8 + queries @ keys.mT * scale
+        queries, upstream = (piece.group(x).to(double).abs() for x in (q, dout))
+        keys, values = (x[piece.keys][:, None].to(double).abs() for x in (k, v))
+        score_errors = queries @ keys.mT * scale
         dp = upstream @ values.mT
-        ds = p * (dp + (p * dp).sum(-1, keepdim=True)) * scale
+        delta = (p * dp).sum(-1, keepdim=True)
+        p_errors = p * (8 + score_errors + (p * score_errors).sum(-1, keepdim=True))
+        ds = p_errors * (dp + delta) * scale
         dq[piece.queries] = (ds @ keys).flatten(0, 1)
         dk[piece.keys] += (ds.mT @ queries).sum(1)
-        dv[piece.keys] += (p.mT @ upstream).sum(1)
+        dv[piece.keys] += (p_errors.mT @ upstream).sum(1)
     return Gradients(dq, dk, dv)
 
 

@@ -41,7 +41,7 @@ def _printed(value: object) -> object:
     if isinstance(value, Enum):
         return repr(str(value.value))
     if isinstance(value, str) and value.isascii() and (value == "" or value.isalnum()):
-        return value
+        return value  # a chunk's suffix, or part of a name in the template itself: never code
     raise UnsafeValueError(value)
 
 

@@ -7,15 +7,21 @@ a GPU nor minutes, so a new command is run as it is until it is listed there.
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from attnforge.bench.results import write_results
+from attnforge.cache.store import TunedCacheStore
+from attnforge.settings import Settings
+from attnforge.target import Target
 from tests.bench.invented_results import make_results
+from tests.runtime.cache.entries import measured
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
@@ -34,6 +40,8 @@ CHEAP = {
     ),
     "attnforge bench --quick": "attnforge bench --help",
 }
+TUNED = ("attnforge report", "attnforge cache diff", "attnforge cache merge")
+"""Commands that begin so run after a tune, beside copies of its cache from other machines."""
 SLOW = {"attnforge tune --head-dim 128 --causal --quick", "attnforge tune --target sm_90 --quick"}
 SMALL = {
     'device="cuda"': 'device="cpu"',
@@ -70,8 +78,17 @@ def run(command, folder, **environment):
     return done.stdout
 
 
+def prepare_tuned_caches(command, folder):
+    target = Target.current() if torch.cuda.is_available() else Target.for_arch("sm_90")
+    path = TunedCacheStore(Settings(folder / "user")).write(target, [measured()])
+    for name in re.findall(r"\w+\.yaml", command.split(" --into ")[0]):
+        shutil.copy(path, folder / name)
+
+
 @pytest.mark.parametrize("command", list(commands()))
 def test_command_runs(command, tmp_path):
+    if command.startswith(TUNED):
+        prepare_tuned_caches(command, tmp_path)
     run(["bash", "-c", CHEAP.get(command, command)], tmp_path)
 
 

@@ -107,11 +107,12 @@ def launch_of(module: RenderedModule) -> Launch:
 
     def launch(*arguments: Any) -> None:
         *tensors, softmax_scale = arguments
+        device = tensors[0].device
         if hasattr(module, "workspace_shape"):
-            q = tensors[1]
-            tensors.append(torch.full(module.workspace_shape(q), float("nan"), device=q.device))
-        for kernel, grid, pointers, scalars, options in module.plan(*tensors, softmax_scale):
-            kernel[grid](*pointers, *scalars, **options)
+            tensors.append(torch.full(module.workspace_shape(tensors[1]), float("nan"), device=device))
+        with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
+            for kernel, grid, pointers, scalars, options in module.plan(*tensors, softmax_scale):
+                kernel[grid](*pointers, *scalars, **options)
 
     return launch
 

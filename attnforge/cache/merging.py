@@ -73,8 +73,9 @@ def read_source(path: Path) -> MergeSource:
 
     Raises CacheNotFoundError, and CacheRefused with the reason.
     """
+    absolute = path.absolute()
     try:
-        return MergeSource(path, read_users_cache(path, root=path.absolute().parent))
+        return MergeSource(path, read_users_cache(absolute, root=absolute.parent))
     except FileNotFoundError as error:
         raise CacheNotFoundError(path) from error
     except UntrustedCacheRefused as refused:

@@ -20,6 +20,7 @@ from attnforge.errors import AttnforgeError
 COMMANDS = {
     "tune": "Find the fastest config of each kernel on this GPU, or predict it for another.",
     "explain": "Show which kernel and config a call would get, and why.",
+    "report": "Write what tuning brought as one HTML page.",
     "bench": "Time attnforge beside PyTorch's and other attention kernels.",
     "generate": "Render kernels into files; --check proves that the shipped ones are current.",
     "compile": "Compile kernels for a target, with or without its GPU, and report what they use.",

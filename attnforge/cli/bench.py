@@ -16,6 +16,7 @@ from attnforge.bench.picture import draw_picture
 from attnforge.bench.results import OURS, Cell, Failure, Results, write_results
 from attnforge.bench.session import check_gpu, run_bench
 from attnforge.bench.table import report
+from attnforge.cli.selection import DTypeOption
 from attnforge.codegen import DType, Pass
 
 WIDTH_OF_THE_TABLE = 140
@@ -32,7 +33,6 @@ PassOption = Annotated[Pass | None, typer.Option("--pass", help="One of the two;
 CausalOption = Annotated[
     bool | None, typer.Option("--causal/--no-causal", help="With or without a causal mask; both when left out.")
 ]
-DTypeOption = Annotated[DType, typer.Option(help="Of q, k and v.")]
 KvHeadsOption = Annotated[
     int | None, typer.Option(help="Heads of k and v, for grouped queries; those of q when left out.")
 ]

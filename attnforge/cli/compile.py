@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from attnforge.cli.selection import CausalOption, HeadDimOption, HeadDimVOption, PassOption, selected_specs
+from attnforge.cli.selection import CausalOption, DTypeOption, HeadDimOption, HeadDimVOption, PassOption, selected_specs
 from attnforge.codegen import AttentionSpec, DType, Variant
 from attnforge.compilation import CompilePool, Failure, Outcome
 from attnforge.compilation.pool import DEADLINE_S
@@ -56,7 +56,6 @@ TargetOption = Annotated[
         help="Arch: sm_80, sm_86, sm_89, sm_90, sm_100, sm_120, gfx942 or gfx950. This machine's GPU when left out."
     ),
 ]
-DTypeOption = Annotated[DType, typer.Option(help="Of the elements of q, k, v and out.")]
 SeqlenOption = Annotated[
     int,
     typer.Option(min=1, help="Of queries and keys. One that tiles do not divide brings in the masks of a last block."),

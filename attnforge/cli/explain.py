@@ -11,6 +11,7 @@ from rich.console import Console
 
 from attnforge.cache.schema import Source
 from attnforge.cache.store import CacheFile, LoadedCache, TunedCacheStore
+from attnforge.cli.selection import DTypeOption
 from attnforge.codegen import AttentionSpec, DType, Pass, Variant, fields_of
 from attnforge.dispatch.decision import Decision, DecisionKind, best_by_kind, decide, matches
 from attnforge.errors import CacheRefused, KernelNotGeneratedError
@@ -18,8 +19,6 @@ from attnforge.kernels import Kernels
 from attnforge.problem import Bucket, Problem
 from attnforge.settings import Settings
 from attnforge.target import Target
-
-_DTYPES = {"fp16": DType.FP16, "bf16": DType.BF16, "fp32": DType.FP32} | {str(dtype): dtype for dtype in DType}
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -32,12 +31,6 @@ def _shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _dtype(text: str) -> DType:
-    if text not in _DTYPES:
-        raise typer.BadParameter(f"{text!r} is none of {', '.join(_DTYPES)}", param_hint="'--dtype'")
-    return _DTYPES[text]
-
-
 def explain(
     shape: Annotated[
         str, typer.Option(metavar="B,H,S,D", help="Of q: batch, heads, seqlen, head dim, such as 4,16,4096,128.")
@@ -46,7 +39,7 @@ def explain(
     seqlen_k: Annotated[int | None, typer.Option(min=1, help="Keys; as many as queries when left out.")] = None,
     head_dim_v: Annotated[int | None, typer.Option(help="Head dim of v and out; that of q when left out.")] = None,
     causal: Annotated[bool, typer.Option("--causal/--no-causal", help="With a causal mask or without.")] = False,
-    dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "bf16",
+    dtype: DTypeOption = DType.BF16,
     pass_: Annotated[Pass, typer.Option("--pass", help="The pass to explain.")] = Pass.FORWARD,
     target: Annotated[
         str | None,
@@ -64,7 +57,7 @@ def explain(
     spec = AttentionSpec(pass_=pass_, head_dim=head_dim, head_dim_v=head_dim_v or head_dim, causal=causal)
     problem = Problem(
         batch=batch, heads=heads, kv_heads=kv_heads or heads, seqlen_q=seqlen_q, seqlen_k=seqlen_k or seqlen_q,
-        dtype=_dtype(dtype),
+        dtype=dtype,
     )  # fmt: skip
     settings = Settings.from_environment()
     store = TunedCacheStore(settings)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from attnforge.codegen import AttentionSpec, Pass
+from attnforge.codegen import AttentionSpec, DType, Pass
 from attnforge.errors import AttnforgeError
 from attnforge.shipping import HEAD_DIMS
 
@@ -15,6 +15,18 @@ class SelectionError(AttnforgeError):
     """Options that do not go together."""
 
 
+_DTYPES = {"fp16": DType.FP16, "bf16": DType.BF16, "fp32": DType.FP32} | {str(dtype): dtype for dtype in DType}
+
+
+def _dtype(text: str) -> DType:
+    if text not in _DTYPES:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(_DTYPES)}")
+    return _DTYPES[text]
+
+
+DTypeOption = Annotated[
+    DType, typer.Option("--dtype", parser=_dtype, metavar="fp16|bf16|fp32", help="Of q, k, v and out.")
+]
 HeadDimOption = Annotated[
     int | None, typer.Option("--head-dim", help="Head dim of q and k: a multiple of 8 from 16 to 256.")
 ]

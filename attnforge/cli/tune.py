@@ -13,6 +13,7 @@ from rich.console import Console
 from attnforge.cache.store import TunedCacheStore
 from attnforge.cli.selection import (
     CausalOption,
+    DTypeOption,
     HeadDimOption,
     HeadDimVOption,
     PassOption,
@@ -61,7 +62,6 @@ SeqlenOption = Annotated[
     list[int] | None,
     typer.Option("--seqlen", min=1, help="Sequence length to tune for; repeat it for several. 1024, 4096 and 16384."),
 ]
-DTypeOption = Annotated[DType, typer.Option("--dtype", help="Of q, k, v and out.")]
 TargetOption = Annotated[
     str | None,
     typer.Option(
@@ -198,7 +198,8 @@ def _report(results: list[SpecResult], finished: bool, specs: int, settings: Set
     """The summary, where the winners are, and what to do about what is missing."""
     if results:
         console.print(summary(results))
-        console.print(f"Kept in {settings.tuned_dir}; attention() looks there first.", highlight=False, soft_wrap=True)
+        kept = f"Kept in {settings.tuned_dir}; attention() looks there first. `attnforge report` shows it as a page."
+        console.print(kept, highlight=False, soft_wrap=True)
     if not finished:
         console.print(
             f"Interrupted: {len(results)} of {specs} kernels are done and written; finished trials of the others are"

@@ -51,11 +51,6 @@ class Worker:
         self._killing = threading.Lock()
 
     @property
-    def pid(self) -> int:
-        """Of the child, and of its process group."""
-        return self._process.pid
-
-    @property
     def is_alive(self) -> bool:
         """False once it was killed, by a deadline or by its own fault."""
         return self._process.returncode is None

@@ -84,6 +84,14 @@ def test_merge_into_a_file_leaves_the_users_own_alone(caches, run, cache_file, t
     assert not list(Settings.from_environment().tuned_dir.glob("*"))
 
 
+def test_paths_may_be_relative(run, cache_file, monkeypatch):
+    theirs = cache_file("theirs.yaml", measured())
+    monkeypatch.chdir(theirs.parent)
+    assert run("merge", "theirs.yaml", "--into", "team.yaml")[0] == 0
+    assert run("merge", "theirs.yaml", "--into", "../shared/team.yaml")[0] == 0
+    assert run("diff", "theirs.yaml", "team.yaml")[0] == 0
+
+
 def test_merge_refuses_another_target_and_writes_nothing(caches, run, cache_file, gpu):
     other = cache_file("a100.yaml", measured(), target=Target.for_arch("sm_80"))
     mine = cache_file("mine.yaml", measured())

@@ -17,9 +17,10 @@ from attnforge.settings import Settings
 from attnforge.tuner.result import SpecResult, Verdict
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.session import Session
+from attnforge.tuner.study import Studies
 from attnforge.tuner.task import Task, tasks
 from tests.tuner import fake_tune
-from tests.tuner.fake_device import BEST, TARGET, Script
+from tests.tuner.fake_device import BEST, TARGET, TOOLCHAIN, Script
 from tests.tuner.fake_tune import TASKS, session_of
 from tests.tuner.test_measurer import workers_of
 
@@ -48,6 +49,17 @@ def entries(script: Script) -> list[TunedEntry]:
 def measured(script: Script) -> Counter[str]:
     """How often each config was measured on each problem."""
     return Counter(line for line in script.log.read_text().splitlines() if line.startswith("measure"))
+
+
+def stored(script: Script) -> set[str]:
+    """The lines that the finished trials have left in the log of a tune of TASKS."""
+    studies = Studies(Settings(Path(script.folder, "cache")), TARGET)
+    return {
+        f"measure {variant.name} {problem.seqlen_q}"
+        for each in TASKS
+        for problem in each.problems
+        for variant in studies.study(each.spec, problem, TOOLCHAIN).outcomes
+    }
 
 
 @pytest.fixture
@@ -189,12 +201,14 @@ def test_killed_midway_it_repeats_no_finished_trial_and_leaves_no_orphan(script:
     while not no_process_runs(script):
         assert time.monotonic() < until, "workers outlived the tune"
         time.sleep(0.1)
-    before = measured(script)
+    before, finished = measured(script), stored(script)
+    assert finished
     results = run(session_of(script, TASKS))
-    # The one that ran when the tune was killed had not finished; no more than that is measured twice.
-    repeated = [line for line, count in measured(script).items() if count > 1]
-    assert len(repeated) <= 1
-    assert set(before) <= set(measured(script))
+    after = measured(script)
+    assert all(after[line] == 1 for line in finished), "a finished trial was repeated"
+    # Two had not finished when the tune was killed: one that was being measured, and one that was being stored.
+    assert len([line for line, count in after.items() if count > 1]) <= 2
+    assert set(before) <= set(after)
     assert all(each.verdict is not Verdict.NOTHING_VALID for result in results for each in result.problems)
 
 

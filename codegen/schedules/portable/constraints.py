@@ -22,19 +22,22 @@ def widths(spec: AttentionSpec, config: Config) -> tuple[int, int]:
 def kernel_shared_memory(spec: AttentionSpec, config: Config, prefix: str, dtype: DType, limits: Limits) -> int:
     """Bytes of shared memory of one kernel's tiles; the compiler has the last word.
 
-    On sm_90 Triton keeps num_stages buffers of what a loop loads; elsewhere one less, but it may convert P and dS
-    through shared memory. Compiled kernels take exactly this and up to 1 KB of LSE and delta on sm_90, never more on
-    sm_86.
+    On sm_90 and sm_100, whose tensor cores read shared memory, Triton keeps num_stages buffers of what a loop loads;
+    elsewhere one less, but it may convert P and dS through shared memory, as it does on sm_100 for the gradients.
+    Compiled kernels take exactly this and up to 1 KB of LSE and delta on sm_90, and no more elsewhere but for that.
     """
     qk, v = widths(spec, config)
     tile = tile_of(config, prefix)
     stays, loops = (tile.block_n, tile.block_m) if prefix == "dkdv_" else (tile.block_m, tile.block_n)
     elements = stays * (qk if prefix == "" else qk + v)
-    if limits.arch == "sm_90":
+    converted = tile.block_m * tile.block_n
+    if limits.arch in ("sm_90", "sm_100"):
         elements += tile.num_stages * loops * (qk + v)
+        if limits.arch == "sm_100" and prefix:
+            elements += loops * (qk + v) if prefix == "dkdv_" else 2 * converted
     else:
         elements += max(1, tile.num_stages - 1) * loops * (qk + v)
-        elements += (2 if prefix == "dkdv_" else 1) * tile.block_m * tile.block_n
+        elements += 2 * converted if prefix == "dkdv_" else converted
     return dtype.bytes * elements
 
 

@@ -2,10 +2,10 @@
 
     head dims   q/k 256 as 256, v/out 256 as 256
     mask        none
-    config      dkdv_block_m=64, dkdv_block_n=64, dkdv_num_warps=8, dkdv_num_stages=2, dkdv_pin_accumulators=False,
+    config      dkdv_block_m=64, dkdv_block_n=64, dkdv_num_warps=8, dkdv_num_stages=2, dkdv_pin_accumulators=True,
                 dq_block_m=128, dq_block_n=32, dq_num_warps=8, dq_num_stages=3, head_dim_split=chunks
 
-Variant   portable/backward_d256_full/dkdv_m64_n64_w8_s2_dq_m128_n32_w8_s3_chunks
+Variant   portable/backward_d256_full/dkdv_m64_n64_w8_s2_pin_dq_m128_n32_w8_s3_chunks
 Template  portable_backward.py.jinja, digest f3027297b4dc21db
 Command   attnforge generate --head-dim 256 --pass backward --no-causal
 
@@ -55,6 +55,15 @@ def store_tile(pointers, tile, rows_inside, columns_inside, MASK_COLUMNS: tl.con
         tl.store(pointers, tile, mask=rows_inside & columns_inside)
     else:
         tl.store(pointers, tile, mask=rows_inside)
+
+
+@triton.jit
+def pin(accumulator):
+    """An identity that the compiler cannot see through: the wgmma that makes the accumulator ends before here.
+
+    Without it ptxas puts a wait behind every wgmma of a loop that keeps two accumulators in flight (its warning C7515).
+    """
+    return tl.inline_asm_elementwise("// $0", "=f,0", [accumulator], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit(do_not_specialize=["heads", "seqlen_q", "row_blocks"])
@@ -118,6 +127,8 @@ def dkdv_steps(
         p_t = p_t.to(q_ptr.dtype.element_ty)
         dv = tl.dot(p_t, dout, dv, input_precision="ieee")
         dk = tl.dot(ds_t, q, dk, input_precision="ieee")
+        dv = pin(dv)
+        dk = pin(dk)
     return dk, dv
 
 

@@ -2,10 +2,10 @@
 
     head dims   q/k 128 as 128, v/out 128 as 128
     mask        causal, aligned bottom-right
-    config      dkdv_block_m=64, dkdv_block_n=64, dkdv_num_warps=4, dkdv_num_stages=3, dkdv_pin_accumulators=True,
+    config      dkdv_block_m=64, dkdv_block_n=64, dkdv_num_warps=4, dkdv_num_stages=2, dkdv_pin_accumulators=True,
                 dq_block_m=128, dq_block_n=64, dq_num_warps=8, dq_num_stages=3, head_dim_split=chunks
 
-Variant   portable/backward_d128_causal/dkdv_m64_n64_w4_s3_pin_dq_m128_n64_w8_s3_chunks
+Variant   portable/backward_d128_causal/dkdv_m64_n64_w4_s2_pin_dq_m128_n64_w8_s3_chunks
 Template  portable_backward.py.jinja, digest f3027297b4dc21db
 Command   attnforge generate --head-dim 128 --pass backward --causal
 
@@ -324,7 +324,7 @@ def plan(dout, q, k, v, out, lse, dq, dk, dv, workspace, softmax_scale):
                 *(*row_strides, dk.stride(2), dv.stride(2), heads // kv_heads),
                 *(even_dkdv_m, even_dkdv_n),
             ),
-            {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True},
+            {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True},
         ),
         (
             dq_kernel,

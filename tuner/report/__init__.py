@@ -1,0 +1,1 @@
+"""What tuning a target brought, as one HTML page that needs nothing else."""

@@ -1,0 +1,121 @@
+"""How a search came to its best config: the time of the best one so far, trial by trial, as the paths of a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, floor, log, log10
+
+from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.study import Outcome
+
+WIDTH, HEIGHT = 340.0, 190.0
+LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 12.0, 28.0
+SLOWEST_SHOWN = 4.0
+"""Times the best: what is slower, and slower than the default, is drawn at the upper edge, or the differences that
+matter would be flat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A number on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConvergenceChart:
+    """Trials from left to right, milliseconds upwards (logarithmic); paths are in the SVG's units."""
+
+    best_so_far: str
+    measured: str
+    """A dot for each trial that ran."""
+    failed: str
+    """A cross for each that did not, at the lower edge."""
+    default_at: float | None
+    """Height of the default config's time; None when it did not run."""
+    winner_at: tuple[float, float] | None
+    trial_ticks: tuple[Tick, ...]
+    time_ticks: tuple[Tick, ...]
+    summary: str
+    """The same in words, for those who do not see it."""
+
+
+def convergence_chart(outcomes: Sequence[Outcome], default_ms: float | None) -> ConvergenceChart:
+    """The chart of a study's outcomes, at least one, in the order in which they finished."""
+    times = [outcome.total_ms if isinstance(outcome, Measurement) else None for outcome in outcomes]
+    ran = [time for time in times if time is not None]
+    axes = _Axes(len(times), ran, default_ms)
+    measured = [f"M{axes.x(place):.1f} {axes.y(time):.1f}h0" for place, time in enumerate(times) if time is not None]
+    crosses = [_cross(axes.x(place)) for place, time in enumerate(times) if time is None]
+    best = min(ran, default=None)
+    return ConvergenceChart(
+        best_so_far=_steps(axes, times),
+        measured="".join(measured),
+        failed="".join(crosses),
+        default_at=None if default_ms is None else axes.y(default_ms),
+        winner_at=None if best is None else (axes.x(times.index(best)), axes.y(best)),
+        trial_ticks=axes.trial_ticks(),
+        time_ticks=axes.time_ticks() if ran else (),
+        summary=_summary(times, best, default_ms),
+    )
+
+
+class _Axes:
+    def __init__(self, trials: int, ran: Sequence[float], default_ms: float | None) -> None:
+        self._trials = trials
+        best = min(ran, default=1.0)
+        slowest = max(min(max(ran, default=1.0), best * SLOWEST_SHOWN), default_ms or 0.0, best * 1.1)
+        self._low, self._high = best / 1.05, slowest
+
+    def x(self, place: int) -> float:
+        inner = WIDTH - LEFT - RIGHT
+        return LEFT + inner * (0.5 if self._trials == 1 else place / (self._trials - 1))
+
+    def y(self, milliseconds: float) -> float:
+        part = log(min(milliseconds, self._high) / self._low) / log(self._high / self._low)
+        return HEIGHT - BOTTOM - 12.0 - (HEIGHT - TOP - BOTTOM - 12.0) * part
+
+    def trial_ticks(self) -> tuple[Tick, ...]:
+        places = sorted({0, (self._trials - 1) // 2, self._trials - 1})
+        return tuple(Tick(self.x(place), str(place + 1)) for place in places)
+
+    def time_ticks(self) -> tuple[Tick, ...]:
+        low, high = log(self._low * 1.05), log(self._high)
+        values = [exp(low + (high - low) * part / 3) for part in range(4)]
+        return tuple(Tick(self.y(value), shown_ms(value)) for value in values)
+
+
+def shown_ms(milliseconds: float) -> str:
+    """Three significant digits."""
+    decimals = 2 - floor(log10(milliseconds))
+    return f"{milliseconds:.{max(decimals, 0)}f}"
+
+
+def _cross(x: float) -> str:
+    y, arm = HEIGHT - BOTTOM - 3.0, 2.5
+    return f"M{x - arm:.1f} {y - arm:.1f}l{2 * arm} {2 * arm}m0 -{2 * arm}l-{2 * arm} {2 * arm}"
+
+
+def _steps(axes: _Axes, times: Sequence[float | None]) -> str:
+    path, best = "", None
+    for place, time in enumerate(times):
+        if time is not None and best is None:
+            path = f"M{axes.x(place):.1f} {axes.y(time):.1f}"
+        if best is not None:
+            path += f"H{axes.x(place):.1f}"
+        if time is not None and (best is None or time < best):
+            best = time
+            path += f"V{axes.y(time):.1f}"
+    return path
+
+
+def _summary(times: Sequence[float | None], best: float | None, default_ms: float | None) -> str:
+    failed = sum(time is None for time in times)
+    counts = f"{len(times)} trials, {failed} of them failed"
+    if best is None:
+        return f"{counts}; nothing ran"
+    found = f"Best {shown_ms(best)} ms, found by trial {times.index(best) + 1}"
+    compared = "" if default_ms is None else f"; the default config takes {shown_ms(default_ms)} ms"
+    return f"{found}{compared}; {counts}"
