@@ -229,7 +229,7 @@ def _gluon(machine: Machine) -> SimpleNamespace:
         minimum=lambda a, b: np.minimum(a, b) if np.ndim(a) else min(a, b),
         maximum=lambda a, b: np.maximum(a, b) if np.ndim(a) else max(a, b),
         exp2=np.exp2, log2=np.log2, reshape=np.reshape, expand_dims=lambda x, axis: np.expand_dims(x, axis),
-        convert_layout=lambda x, layout: x, cast=lambda value, dtype: value,
+        convert_layout=lambda x, layout, assert_trivial=False: x, cast=lambda value, dtype: value,
         store=Pointer.store,
         **{name: (lambda x, axis, f=f: tile(f(x, axis=axis))) for name, f in reduced.items()},
     )  # fmt: skip
