@@ -46,6 +46,13 @@ class ForeignTensorError(AttnforgeError):
         super().__init__(f"plan() of {module.__name__} uses a tensor that it was not given: its template is broken")
 
 
+class PlanRefusedError(AttnforgeError):
+    """A rendered module's plan() cannot take the layout of a call's tensors; another schedule's can."""
+
+    def __init__(self, module: ModuleType, reason: ValueError) -> None:
+        super().__init__(f"{module.__name__} cannot take these tensors: {reason}")
+
+
 class KernelFallbackWarning(UserWarning):
     """A config could not be compiled or launched, and a default config runs instead."""
 

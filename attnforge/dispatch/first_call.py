@@ -13,7 +13,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from attnforge.codegen import AttentionSpec
 from attnforge.dispatch.decision import Decision, DecisionKind, decide, smaller_defaults
-from attnforge.dispatch.errors import KernelFallbackWarning, NoWorkingConfigError
+from attnforge.dispatch.errors import KernelFallbackWarning, NoWorkingConfigError, PlanRefusedError
 from attnforge.dispatch.launch import InterpretedLaunch, Launch, Output, Tensors, first_launch
 from attnforge.dispatch.surroundings import Surroundings
 from attnforge.problem import Problem
@@ -37,7 +37,8 @@ def make(call: Call, surroundings: Surroundings) -> tuple[Tensors, Launch | Inte
     """The call's outputs, and the launch to hold for the next one like it.
 
     A config that cannot be compiled or needs more than the device has is passed over with a KernelFallbackWarning, now
-    and in later decisions. Raises NoWorkingConfigError when none is left.
+    and in later decisions; one that cannot take the layout of the call's tensors, now alone. Raises
+    NoWorkingConfigError when none is left.
     """
     target = surroundings.target_of(call.inputs[0].device)
     failed = surroundings.failed.setdefault((target, call.problem.dtype), set())
@@ -46,6 +47,9 @@ def make(call: Call, surroundings: Surroundings) -> tuple[Tensors, Launch | Inte
         logger.debug("%s on %s: %s (%s)", call.problem, target.slug, decision.variant.name, decision.reason)
         try:
             return _launch(call, decision, surroundings)
+        except PlanRefusedError as refusal:  # of this call's layout alone: the config stays in office
+            logger.debug("%s: %s", call.problem, refusal)
+            failure = refusal
         except (OutOfResources, PTXASError, CompilationError, RuntimeError) as error:
             if not _is_of_the_config(error):
                 raise

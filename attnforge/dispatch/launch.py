@@ -16,7 +16,7 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
-from attnforge.dispatch.errors import ForeignTensorError
+from attnforge.dispatch.errors import ForeignTensorError, PlanRefusedError
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -63,6 +63,26 @@ class _View(NamedTuple):
         return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
 
 
+class _Description:
+    """An argument as a kernel takes it by TMA: a descriptor object of Triton's, which names the tensor and a block.
+
+    Triton encodes it for the GPU at every launch, from these fields and the tensor's address.
+    """
+
+    __slots__ = ("_argument", "_fields", "_type")
+
+    def __init__(self, argument: int, descriptor: Any) -> None:
+        self._argument = argument
+        self._type = type(descriptor)
+        self._fields = {name: value for name, value in vars(descriptor).items() if name != "base"}
+
+    def of(self, arguments: Tensors) -> Any:
+        # Its own __init__ checks again what the memo's key has fixed, for 2 us.
+        descriptor = object.__new__(self._type)
+        vars(descriptor).update(self._fields, base=arguments[self._argument])
+        return descriptor
+
+
 class _HeldKernel:
     """One kernel of a call."""
 
@@ -91,8 +111,9 @@ class Launch:
     __slots__ = ("_current_stream", "_device", "_index", "_kernels", "_outputs", "_views")
 
     def __init__(
-        self, device: torch.device, kernels: Sequence[_HeldKernel], outputs: Sequence[Output], views: Sequence[_View]
-    ) -> None:
+        self, device: torch.device, kernels: Sequence[_HeldKernel], outputs: Sequence[Output],
+        views: Sequence[_View | _Description],
+    ) -> None:  # fmt: skip
         self._device = device
         self._index = device.index
         self._kernels = tuple(kernels)
@@ -142,17 +163,21 @@ def first_launch(
 ) -> tuple[Tensors, Launch]:
     """Compile and run a rendered module's kernels on CUDA tensors; its outputs, and the launch to hold.
 
-    The arguments of the module's plan() are inputs, then outputs, then the scale. Raises what Triton raises when a
-    kernel cannot be compiled or needs more than the device has.
+    The arguments of the module's plan() are inputs, then outputs, then the scale. Raises PlanRefusedError, and what
+    Triton raises when a kernel cannot be compiled or needs more than the device has.
     """
     device = inputs[0].device
     with torch.cuda.device(device):
         results = tuple(output.allocate(device) for output in outputs)
         # One object an argument, also in attention(x, x, x): below they are told apart by identity.
         arguments = tuple(tensor.detach() for tensor in (*inputs, *results))
-        views: list[_View] = []
+        views: list[_View | _Description] = []
         kernels = []
-        for kernel, grid, tensors, scalars, options in module.plan(*arguments, softmax_scale):
+        try:
+            launches = module.plan(*arguments, softmax_scale)
+        except ValueError as error:
+            raise PlanRefusedError(module, error) from error
+        for kernel, grid, tensors, scalars, options in launches:
             pick = _picker(module, tensors, arguments, views)
             compiled = kernel[grid](*tensors, *scalars, **options)
             kernels.append(_HeldKernel(compiled, grid, pick, scalars))
@@ -160,7 +185,7 @@ def first_launch(
 
 
 def _picker(
-    module: ModuleType, tensors: Tensors, arguments: Tensors, views: list[_View]
+    module: ModuleType, tensors: Tensors, arguments: Tensors, views: list[_View | _Description]
 ) -> Callable[[Tensors], Tensors]:
     """What takes a kernel's tensors out of a call's arguments and views; new views are appended to ``views``."""
     indices = [_index(module, tensor, arguments, views) for tensor in tensors]
@@ -170,10 +195,16 @@ def _picker(
     return pick
 
 
-def _index(module: ModuleType, tensor: torch.Tensor, arguments: Tensors, views: list[_View]) -> int:
+def _index(module: ModuleType, tensor: Any, arguments: Tensors, views: list[_View | _Description]) -> int:
+    is_described = not isinstance(tensor, torch.Tensor)
     for index, argument in enumerate(arguments):
-        if tensor is argument:
-            return index
+        if (tensor.base if is_described else tensor) is argument:
+            if not is_described:
+                return index
+            views.append(_Description(index, tensor))
+            return len(arguments) + len(views) - 1
+    if is_described:
+        raise ForeignTensorError(module)
     storage = tensor.untyped_storage().data_ptr()
     owners = [i for i, argument in enumerate(arguments) if argument.untyped_storage().data_ptr() == storage]
     if len(owners) != 1:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import fields
 
 from attnforge.codegen.schedules.base import Choice, Config, Limits, Schedule, ScheduleDefinition
-from attnforge.codegen.schedules.portable import BACKWARD, FORWARD
+from attnforge.codegen.schedules.hopper import FORWARD as HOPPER_FORWARD
+from attnforge.codegen.schedules.portable import BACKWARD as PORTABLE_BACKWARD
+from attnforge.codegen.schedules.portable import FORWARD as PORTABLE_FORWARD
 from attnforge.codegen.spec import AttentionSpec, DType, Pass
 
 DEFINITIONS: dict[tuple[Schedule, Pass], ScheduleDefinition] = {
-    (definition.schedule, definition.pass_): definition for definition in (FORWARD, BACKWARD)
+    (definition.schedule, definition.pass_): definition
+    for definition in (PORTABLE_FORWARD, PORTABLE_BACKWARD, HOPPER_FORWARD)
 }
 
 

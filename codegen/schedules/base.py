@@ -18,6 +18,9 @@ class Schedule(StrEnum):
     """How an algorithm is laid on the hardware."""
 
     PORTABLE = "portable"
+    """tl.load and tl.dot, for every GPU."""
+    HOPPER = "hopper"
+    """TMA, wgmma and specialised warps, for sm_90."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,11 +65,11 @@ class StandInKernel:
 
     def _record(self, how: str, arguments: tuple[Any, ...]) -> None:
         tensors, scalars = arguments[: self._tensors], arguments[self._tensors :]
-        assert all(isinstance(tensor, torch.Tensor) for tensor in tensors)
+        assert all(isinstance(getattr(tensor, "base", tensor), torch.Tensor) for tensor in tensors)
         assert not any(isinstance(scalar, torch.Tensor) for scalar in scalars)
         self._recorder.launches.append((self.name, how, tensors, scalars))
         for tensor in tensors:
-            if tensor.dtype is torch.float32 and tensor.dim() == 3:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float32 and tensor.dim() == 3:
                 tensor.fill_(len(self._recorder.launches))
 
 

@@ -1,0 +1,176 @@
+"""What Gluon programs handle, on the CPU: registers, shared memory, barriers, descriptors, results in flight."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class ProtocolError(AssertionError):
+    """The module broke a rule of the hardware."""
+
+
+class Tile(np.ndarray):  # type: ignore[type-arg]
+    """A tensor in registers."""
+
+    type = SimpleNamespace(layout=None)
+
+    def to(self, dtype: Any) -> Tile:
+        """Rounded; computed on in fp32 all the same."""
+        return tile(self.astype(dtype).astype(np.float32))
+
+
+def tile(value: Any) -> Tile:
+    return np.asarray(value).view(Tile)
+
+
+class Int(int):
+    value = property(int)
+
+
+class Float(float):
+    value = property(float)
+
+
+class Layout:
+    def __init__(self, *arguments: Any) -> None:
+        self.value = self
+
+
+class BarrierLayout(Layout):
+    pass
+
+
+def constexpr(value: Any) -> Any:
+    if isinstance(value, Layout):
+        return value
+    return Float(value) if isinstance(value, float) else Int(value)
+
+
+class Descriptor:
+    """A TMA descriptor of a CPU tensor."""
+
+    layout = Layout()
+
+    def __init__(self, base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int], _: Any):
+        assert all(stride * base.element_size() % 16 == 0 and stride for stride in strides[:-1])
+        self.shape, self.block = shape, block
+        self.base = base[: shape[0], : shape[1]]
+        self.dtype = base.numpy().dtype
+
+    def boxes(self, start: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """What of the tensor lies in the block at ``start``, and where in the block that is."""
+        ends = [min(first + width, size) for first, width, size in zip(start, self.block, self.base.shape, strict=True)]
+        inside = [max(end - first, 0) for first, end in zip(start, ends, strict=True)]
+        source = tuple(slice(first, first + count) for first, count in zip(start, inside, strict=True))
+        return source, tuple(slice(0, count) for count in inside)
+
+
+class Buffer:
+    """Shared memory that is filled and read as a whole."""
+
+    def __init__(self, shape: Sequence[int], dtype: Any) -> None:
+        self.data = np.full(shape, np.nan, dtype=dtype)
+        self.readers = 0
+        self.unfenced_writer: threading.Thread | None = None
+
+
+class View:
+    """A buffer, seen in another shape."""
+
+    def __init__(self, buffer: Buffer, see: Callable[[Any], Any]) -> None:
+        self.buffer, self._see = buffer, see
+        self.dtype = buffer.data.dtype
+
+    def reshape(self, shape: Sequence[int]) -> View:
+        return View(self.buffer, lambda data: self._see(data).reshape(shape))
+
+    def permute(self, order: Sequence[int]) -> View:
+        return View(self.buffer, lambda data: self._see(data).transpose(order))
+
+    def read(self) -> Tile:
+        return tile(self._see(self.buffer.data).astype(np.float32))
+
+    def store(self, value: Tile) -> None:
+        if self.buffer.readers:
+            raise ProtocolError("shared memory is written while a wgmma may read it")
+        self._see(self.buffer.data)[...] = value
+        self.buffer.unfenced_writer = threading.current_thread()
+
+
+class Barrier:
+    def __init__(self) -> None:
+        self.count = self.pending = self.bytes = self.phase = 0
+
+    def start(self, count: int) -> None:
+        self.count = self.pending = count
+
+    def expect(self, size: int) -> None:
+        """An arrival, and so many bytes to come."""
+        self.bytes += size
+        self.arrive()
+
+    def arrive(self, count: int = 1) -> None:
+        self.pending -= count
+        if self.pending < 0:
+            raise ProtocolError("too many arrivals at an mbarrier")
+        self.complete()
+
+    def complete(self) -> None:
+        if self.pending == 0 and self.bytes == 0:
+            self.phase ^= 1
+            self.pending = self.count
+
+
+class Ring:
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+        self.dtype = getattr(items[0], "dtype", None)
+
+    def index(self, at: int) -> Any:
+        return self._items[at]
+
+
+class InFlight:
+    """What a wgmma will give. It has no value until it is waited for."""
+
+    value: Tile | None = None
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise ProtocolError("a wgmma's result is used before its wait")
+
+    __mul__ = __array__ = __getattr__ = _refuse
+
+    def __init__(self, a: View | Tile, b: View, accumulator: Any, use_acc: bool) -> None:
+        self._operands, self._accumulator, self._use_acc = (a, b), accumulator, use_acc
+        for view in self._views():
+            view.buffer.readers += 1
+
+    def _views(self) -> list[View]:
+        return [operand for operand in self._operands if isinstance(operand, View)]
+
+    def finish(self) -> None:
+        a, b = (operand.read() if isinstance(operand, View) else operand for operand in self._operands)
+        before = self._accumulator.value if isinstance(self._accumulator, InFlight) else self._accumulator
+        product = a @ b
+        self.value = tile(before + product if self._use_acc else product)
+        for view in self._views():
+            view.buffer.readers -= 1
+
+
+class Pointer:
+    """Into a contiguous tensor."""
+
+    def __init__(self, tensor: torch.Tensor, offsets: Any = 0) -> None:
+        self.tensor, self.offsets = tensor, offsets
+
+    def __add__(self, other: Any) -> Pointer:
+        return Pointer(self.tensor, self.offsets + other)
+
+    def store(self, values: Any, mask: Any) -> None:
+        self.tensor.numpy().reshape(-1)[np.asarray(self.offsets)[mask]] = values[mask]
