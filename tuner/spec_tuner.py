@@ -137,7 +137,7 @@ class SpecTuner:
         default_ms = median(times[self.search.default]) if self.search.default in times else None
         reasons = []
         while times:
-            chosen = list(times)[winner(list(times.values()))]
+            chosen = list(times)[winner([list(times.values())])]
             verdict = await self._gate(chosen)
             if isinstance(verdict, Accurate):
                 entry = self._entry(problem, chosen, median(times[chosen]), default_ms)
