@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 from attnforge.codegen import AttentionSpec, Variant
@@ -130,11 +130,11 @@ class SpecSearch:
         found = (self._recombined(problem) for problem in self.problems)
         return [variant for variant in dict.fromkeys(found) if variant is not None and self.missing(variant)]
 
-    def finalists(self, problem: Problem, incumbents: Iterable[Variant] = ()) -> list[Variant]:
-        """What to compare at the end: the default, incumbents, and the fastest, as far as each has run."""
+    def finalists(self, problem: Problem, in_office: Variant) -> list[Variant]:
+        """What to compare at the end, as far as each has run: the config in office, the default, and the fastest."""
         measured = self.measured(problem)
-        in_office = [variant for variant in (self.default, *incumbents) if variant in measured]
-        return list(dict.fromkeys([*in_office, *list(measured)[:FINALISTS]]))
+        standing = [variant for variant in (in_office, self.default) if variant in measured]
+        return list(dict.fromkeys([*standing, *list(measured)[:FINALISTS]]))
 
     def _propose(self, variant: Variant) -> Variant:
         self._proposed.add(variant)

@@ -14,6 +14,7 @@ from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_confi
 from attnforge.codegen.schedules.portable import FORWARD
 from attnforge.compilation import FailureKind
 from attnforge.settings import Settings
+from attnforge.tuner.comparer import COMPARING_WORKERS
 from attnforge.tuner.result import SpecResult, Verdict
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.session import Session
@@ -81,9 +82,21 @@ def test_the_best_config_is_found_compared_and_written(script: Script) -> None:
     assert (short.problem.seqlen_q, long.problem.seqlen_q) == (1024, 4096)
     assert [each.entry for each in result.problems] == [short, long]
     assert max(measured(script).values()) == 1, "a config is measured once on each problem"
-    compared = [line.split()[1:] for line in script.log.read_text().splitlines() if line.startswith("compare")]
-    assert len(compared) == 2
+    compared = [line.split()[2:] for line in script.log.read_text().splitlines() if line.startswith("compare ")]
+    assert len(compared) == 2 * COMPARING_WORKERS
     assert all(names[0] == DEFAULT.config.name and short.config.name in names for names in compared)
+
+
+def test_the_config_in_office_is_what_others_must_beat(script: Script) -> None:
+    todo = [task(FORWARD_SPEC)]
+    run(session_of(script, todo, trials=6))
+    (in_office,) = entries(script)
+    assert in_office.config != DEFAULT.config
+    script.log.unlink()
+    run(session_of(script, todo, trials=6, fresh=True))
+    compared = [line.split()[2:] for line in script.log.read_text().splitlines() if line.startswith("compare ")]
+    assert compared
+    assert all(names[:2] == [in_office.config.name, DEFAULT.config.name] for names in compared)
 
 
 def test_the_best_parts_of_backwards_are_put_together(script: Script) -> None:
