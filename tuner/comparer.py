@@ -63,15 +63,15 @@ class Comparer:
         with self._spares.pop(0) if self._spares else self._measurer.another() as fresh:
             await fresh.wake()
             async with self._measurer.alone():
-                return [await _compare(fresh, request, number) for request in requests]
+                return [await self._compare(fresh, request, number) for request in requests]
 
-
-async def _compare(worker: Measurer, request: Compare, number: int) -> Comparison | Failure:
-    """In an order of its own for each worker."""
-    request = msgspec.structs.replace(request, seed=request.seed + number)
-    reply = await worker.compare(request)
-    # All of them have run before, so a failure is an accident.
-    return await worker.compare(request) if isinstance(reply, Failure) else reply
+    async def _compare(self, worker: Measurer, request: Compare, number: int) -> Comparison | Failure:
+        """In an order of its own for each worker."""
+        own = tuple(each.process_id for each in (self._measurer, worker, *self._spares) if each.process_id is not None)
+        request = msgspec.structs.replace(request, seed=request.seed + number, own_processes=own)
+        reply = await worker.compare(request)
+        # All of them have run before, so a failure is an accident.
+        return await worker.compare(request) if isinstance(reply, Failure) else reply
 
 
 def _all_or_failure(replies: Sequence[Comparison | Failure]) -> tuple[Comparison, ...] | Failure:

@@ -97,6 +97,12 @@ class Measurer:
         measurer._start()
         return measurer
 
+    @property
+    def process_id(self) -> int | None:
+        """Of its worker, if there is one."""
+        worker = self._worker
+        return None if worker is None else worker.process_id
+
     async def wake(self) -> None:
         """Wait until the worker has opened its device. What goes wrong is told by the next request."""
         await self._ask(Identify())

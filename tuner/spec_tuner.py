@@ -10,6 +10,8 @@ from itertools import chain
 from math import gcd
 from statistics import median
 
+from msgspec import structs
+
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
 from attnforge.cache.store import LoadedCache
 from attnforge.codegen import Variant, default_config, schedule_of
@@ -24,6 +26,7 @@ from attnforge.tuner.comparison import winner
 from attnforge.tuner.effort import Effort
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
+from attnforge.tuner.noise import noise
 from attnforge.tuner.operations import operations
 from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
@@ -66,6 +69,7 @@ class SpecTuner:
         definition = schedule_of(schedule, spec.pass_)
         self._resources = resources
         self._gated: dict[Variant, Accurate | Failure] = {}
+        self._noisy: set[Problem] = set()
         self._in_office = {problem: decide(spec, problem, target, resources.caches) for problem in task.problems}
         first = [Variant(spec, schedule, default), *(decision.variant for decision in self._in_office.values())]
         self.search = SpecSearch(
@@ -88,9 +92,10 @@ class SpecTuner:
         return self._result(await self._choose_all())
 
     def confirm(self) -> None:
-        """Note that what tune() chose has been written."""
-        for study in self.search.studies.values():
-            study.confirm()
+        """Note that what tune() chose has been written, but for what is to be compared again."""
+        for problem, study in self.search.studies.items():
+            if problem not in self._noisy:
+                study.confirm()
 
     def _is_done(self) -> bool:
         """Whether an earlier run finished every trial, and what it chose still is what runs."""
@@ -164,10 +169,26 @@ class SpecTuner:
             verdict = await self._gate(chosen)
             if isinstance(verdict, Accurate):
                 entry = self._entry(problem, chosen, _median_of_all(times[chosen]), default_ms)
-                return ProblemResult(problem, Verdict.CHOSEN, entry)
+                return self._written_unless_noisy(entry, comparisons)
             reasons.append(f"{chosen.config.name}: {verdict.kind}: {verdict.message}")
             del times[chosen]
         return ProblemResult(problem, Verdict.NOTHING_VALID, None, "; ".join(reasons))
+
+    def _written_unless_noisy(self, entry: TunedEntry, comparisons: tuple[Comparison, ...]) -> ProblemResult:
+        """A noisy comparison does not overwrite what a tune has measured before, and counts as none."""
+        conditions = tuple(each.conditions for each in comparisons if each.conditions is not None)
+        entry = structs.replace(entry, conditions=conditions or None)
+        disturbed = noise(conditions)
+        if disturbed:
+            self._noisy.add(entry.problem)
+            in_office = next((each for each in self._measured_entries() if each.key == entry.key), None)
+            if in_office is not None:
+                return ProblemResult(entry.problem, Verdict.NOISY, in_office, noise=disturbed)
+        return ProblemResult(entry.problem, Verdict.CHOSEN, entry, noise=disturbed)
+
+    def _measured_entries(self) -> Iterator[TunedEntry]:
+        for loaded in self._resources.caches:
+            yield from (entry for entry in loaded.cache.entries if entry.source is Source.MEASURED)
 
     async def _gate(self, variant: Variant) -> Accurate | Failure:
         """The whole accuracy gate, once a config."""

@@ -71,14 +71,15 @@ class CudaTimer:
 
     def measure(self, calls: Mapping[str, Call]) -> dict[str, list[float]]:
         """Milliseconds of every round, by name."""
-        estimate = self._round(list(calls), calls)
+        estimate = self.round(list(calls), calls)
         rounds = self._rounds(sum(estimate.values()))
-        return interleaved(list(calls), rounds, self.seed, lambda order: self._round(order, calls))
+        return interleaved(list(calls), rounds, self.seed, lambda order: self.round(order, calls))
 
     def _rounds(self, round_ms: float) -> int:
         return min(self.most_rounds, max(self.least_rounds, round(self.budget_ms / max(round_ms, 1e-3))))
 
-    def _round(self, order: list[str], calls: Mapping[str, Call]) -> dict[str, float]:
+    def round(self, order: list[str], calls: Mapping[str, Call]) -> dict[str, float]:
+        """Milliseconds of each call in one round. Raises CallFailedError when one of them raises."""
         events = {}
         for _ in range(self.LEAD):
             self._flush.zero_()

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from math import log2
 from pathlib import Path
 
-from attnforge.cache.schema import Toolchain
+import msgspec
+
+from attnforge.cache.schema import Conditions, Toolchain
 from attnforge.codegen import DType, Variant, fields_of
 from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Problem
@@ -34,6 +36,8 @@ class Script:
     has_gpu: bool = True
     seconds: float = 0.0
     """That a measurement takes."""
+    conditions: dict[str, object] | None = None
+    """What the device is like while it compares, as JSON has it."""
 
     @property
     def log(self) -> Path:
@@ -109,14 +113,17 @@ class FakeDevice:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return Measurement(kernel_ms(variant, problem), runs=7)
 
-    def compare(self, variants: Sequence[Variant], problem: Problem, seed: int) -> Comparison | Failure:
+    def compare(
+        self, variants: Sequence[Variant], problem: Problem, seed: int, own_processes: Sequence[int]
+    ) -> Comparison | Failure:
+        assert os.getpid() in own_processes
         self.script.note("compare", seed, *(variant.config.name for variant in variants))
         if self._dies_comparing(variants[0]):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.script.seconds)
         rounds = [[sum(kernel_ms(v, problem).values()) * (1 + 0.001 * (i % 3)) for i in range(16)] for v in variants]
         self.script.note("compared")
-        return Comparison(tuple(map(tuple, rounds)))
+        return Comparison(tuple(map(tuple, rounds)), msgspec.convert(self.script.conditions, Conditions | None))
 
     def _dies_comparing(self, variant: Variant) -> bool:
         if self.script.fault(variant) == "dies comparing once":
