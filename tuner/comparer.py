@@ -67,7 +67,7 @@ class Comparer:
 
     async def _compare(self, worker: Measurer, request: Compare, number: int) -> Comparison | Failure:
         """In an order of its own for each worker."""
-        own = tuple(each.process_id for each in (self._measurer, worker, *self._spares) if each.process_id is not None)
+        own = tuple(each.process_id for each in (self._measurer, *self._spares) if each.process_id is not None)
         request = msgspec.structs.replace(request, seed=request.seed + number, own_processes=own)
         reply = await worker.compare(request)
         # All of them have run before, so a failure is an accident.

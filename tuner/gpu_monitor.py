@@ -39,7 +39,7 @@ class GpuMonitor:
             return None
 
     def state(self, own_processes: Sequence[int]) -> GpuState:
-        """What the GPU is like now. ``own_processes`` are no others' work, and neither is this one."""
+        """What the GPU is like now. ``own_processes`` are no others' work, and neither is this one's."""
         nvml, handle = self._nvml, self._handle
         power_mw = self._ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
         running = self._ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle))

@@ -32,7 +32,7 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     problem: Problem
     seed: int
     own_processes: tuple[int, ...] = ()
-    """Of this tune, which may have the GPU open too, by their numbers: no other's work."""
+    """This tune's other workers, by their numbers: they may have the GPU open too."""
 
 
 class CheckNumerics(msgspec.Struct, frozen=True, tag="check"):

@@ -78,6 +78,7 @@ class SpecTuner:
             list(dict.fromkeys([*first, *_neighbours(task, resources.caches)])),
             effort.trials,
             effort.seed,
+            effort.strategy,
         )
 
     async def tune(self, has_time: Callable[[], bool]) -> SpecResult:

@@ -79,13 +79,13 @@ class Throttle(StrEnum):
     """The board's own limit: usual under heavy load, and no fault."""
 
 
-class GpuState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GpuState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a GPU was like at one moment; None where its driver does not say."""
 
     sm_mhz: Annotated[int, Meta(ge=0, le=10**5)] | None
     temperature_c: Annotated[int, Meta(ge=-100, le=1000)] | None
     power_w: Annotated[float, Meta(ge=0, le=1e5)] | None
-    throttled: Annotated[tuple[Throttle, ...], Meta(max_length=8)] | None
+    throttled: Annotated[tuple[Throttle, ...], Meta(max_length=8)] | None = ()
     other_processes: Annotated[int, Meta(ge=0, le=10**6)] | None
     """Processes computing on it that are not the tune's."""
 

@@ -58,6 +58,8 @@ def test_every_problem_is_compared_in_each_of_two_fresh_workers(script: Script, 
     seeds = {pid: {request.split()[1] for request in requests} for pid, requests in comparing.items()}
     assert sorted(map(sorted, seeds.values())) == [["7"], ["8"]], "each worker has an order of its own"
     assert len(workers_of(os.getpid())) == 1, "they are gone, and the search's worker is not"
+    for told in requests_by_process(script, "own").values():
+        assert str(measurer.process_id) in told[0].split(), "the search's worker is no stranger on the GPU"
 
 
 def test_nothing_is_measured_meanwhile(script: Script, measurer: Measurer) -> None:
