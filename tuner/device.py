@@ -35,8 +35,10 @@ class Device(Protocol):
     def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
         """Check a variant on whole blocks, then time its kernels on a problem."""
 
-    def compare(self, variants: Sequence[Variant], problem: Problem, seed: int) -> Comparison | Failure:
-        """Time variants in turns on a problem."""
+    def compare(
+        self, variants: Sequence[Variant], problem: Problem, seed: int, own_processes: Sequence[int]
+    ) -> Comparison | Failure:
+        """Time variants in turns on a problem, and say what the device was like meanwhile."""
 
     def check(self, variant: Variant, dtype: DType) -> Accurate | Failure:
         """Put a variant through the whole accuracy gate."""
@@ -72,6 +74,7 @@ def _run(device: Device, request: Measure | Compare | CheckNumerics) -> Reply:
         case Measure():
             return device.measure(request.variant.variant, request.problem, request.best_ms)
         case Compare():
-            return device.compare([data.variant for data in request.variants], request.problem, request.seed)
+            variants = [data.variant for data in request.variants]
+            return device.compare(variants, request.problem, request.seed, request.own_processes)
         case CheckNumerics():
             return device.check(request.variant.variant, request.dtype)

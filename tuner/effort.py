@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from attnforge.tuner.strategy import StrategyName
+
 
 def cores() -> int:
     """How many of this machine's cores this process may use."""
@@ -23,5 +25,7 @@ class Effort:
     """Whether to leave out choices that seldom win."""
     jobs: int = 1
     """Compiler processes."""
+    strategy: StrategyName = StrategyName.TPE
+    """What proposes the configs."""
     seed: int = 0
     """Of the proposals and of the order of comparisons."""

@@ -26,7 +26,9 @@ class InterpreterDevice:
         """Not what it can do."""
         return Failure(FailureKind.INVALID, "the interpreter's times mean nothing")
 
-    def compare(self, variants: Sequence[Variant], problem: Problem, seed: int) -> Comparison | Failure:
+    def compare(
+        self, variants: Sequence[Variant], problem: Problem, seed: int, own_processes: Sequence[int]
+    ) -> Comparison | Failure:
         """Not what it can do."""
         return Failure(FailureKind.INVALID, "the interpreter's times mean nothing")
 

@@ -91,6 +91,26 @@ class Measurer:
                 raise WorkerUnusableError(reply)
         raise WorkerUnusableError(_off_topic(reply))
 
+    def another(self) -> Measurer:
+        """One of the same device with a worker of its own, which starts now and opens the device when it is asked."""
+        measurer = Measurer(self.command, self.environment, self.deadlines)
+        measurer._start()
+        return measurer
+
+    @property
+    def process_id(self) -> int | None:
+        """Of its worker, if there is one."""
+        worker = self._worker
+        return None if worker is None else worker.process_id
+
+    async def wake(self) -> None:
+        """Wait until the worker has opened its device. What goes wrong is told by the next request."""
+        await self._ask(Identify())
+
+    def alone(self) -> asyncio.Lock:
+        """Held (``async with``), it keeps this measurer from asking: another one has the device to itself."""
+        return self._turn
+
     async def measure(self, request: Measure) -> Measurement | Failure:
         """The times of a config, or why it has none."""
         reply = await self._ask(request)
@@ -130,13 +150,11 @@ class Measurer:
 
     def _ask_worker(self, request: Request) -> Reply:
         with self._asking:
-            if self._worker is None:
-                self._worker = Worker(self.command, self.environment)
-                self.workers_started += 1
+            worker = self._start()
             if self._is_closed:
                 self._retire()
                 return Failure(FailureKind.CRASH, "the tune is over")
-            answered = self._worker.ask(msgspec.json.encode(request), self.deadlines.of(request))
+            answered = worker.ask(msgspec.json.encode(request), self.deadlines.of(request))
             reply = answered if isinstance(answered, Failure) else _decoded(answered)
             if isinstance(reply, Fatal):
                 self._retire()
@@ -144,6 +162,12 @@ class Measurer:
             if answered is reply or reply is _GARBAGE:
                 self._retire()
             return reply
+
+    def _start(self) -> Worker:
+        if self._worker is None:
+            self._worker = Worker(self.command, self.environment)
+            self.workers_started += 1
+        return self._worker
 
     def _retire(self) -> None:
         if self._worker is not None:

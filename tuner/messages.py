@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from attnforge.cache.schema import Conditions
 from attnforge.codegen import DType
 from attnforge.compilation import Failure, VariantData
 from attnforge.problem import Problem
@@ -30,6 +31,8 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     variants: tuple[VariantData, ...]
     problem: Problem
     seed: int
+    own_processes: tuple[int, ...] = ()
+    """This tune's other workers, by their numbers: they may have the GPU open too."""
 
 
 class CheckNumerics(msgspec.Struct, frozen=True, tag="check"):
@@ -52,6 +55,8 @@ class Comparison(msgspec.Struct, frozen=True, tag="comparison"):
 
     rounds_ms: tuple[tuple[float, ...], ...]
     """Milliseconds of each round, by config, in the order that was asked."""
+    conditions: Conditions | None = None
+    """What the device was like; None when nothing can tell."""
 
 
 class Accurate(msgspec.Struct, frozen=True, tag="accurate"):

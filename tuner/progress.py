@@ -65,7 +65,12 @@ def outcome_of(result: SpecResult) -> str:
     parts = []
     for each in result.problems:
         gain = f" {each.entry.gain:.2f}x" if each.entry is not None and each.entry.gain is not None else ""
-        words = {Verdict.CHOSEN: gain or " ok", Verdict.KEPT: " kept", Verdict.NOTHING_VALID: " nothing valid"}
+        words = {
+            Verdict.CHOSEN: gain or " ok",
+            Verdict.KEPT: " kept",
+            Verdict.NOISY: " noisy, so kept",
+            Verdict.NOTHING_VALID: " nothing valid",
+        }
         parts.append(f"S{each.problem.seqlen_q}{words[each.verdict]}")
     return f"{', '.join(parts)} ({result.trials} trials, {len(result.failures)} failed)"
 

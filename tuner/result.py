@@ -19,6 +19,8 @@ class Verdict(StrEnum):
     """An entry was written: a faster config, or the word that the one in office is best."""
     KEPT = "kept"
     """An earlier run had finished it; nothing was measured again."""
+    NOISY = "noisy"
+    """The GPU was disturbed while configs were compared: the entry in office stays."""
     NOTHING_VALID = "nothing valid"
     """No config ran, or none was right: nothing was written, and an older entry stays."""
 
@@ -33,6 +35,8 @@ class ProblemResult:
     """What the tuned cache holds now; None when nothing is valid."""
     reason: str = ""
     """Why nothing is valid."""
+    noise: tuple[str, ...] = ()
+    """What disturbed the comparison, in words."""
 
 
 @dataclass(frozen=True, slots=True)

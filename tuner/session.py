@@ -11,6 +11,7 @@ from attnforge.cache.schema import Toolchain
 from attnforge.codegen import TemplateSet
 from attnforge.compilation import CompilePool
 from attnforge.tuner.budget import Budget
+from attnforge.tuner.comparer import Comparer
 from attnforge.tuner.effort import Effort
 from attnforge.tuner.interruption import run_until_interrupted
 from attnforge.tuner.keeper import Keeper
@@ -50,15 +51,16 @@ class Session:
 
     async def _run_and_close(self) -> None:
         try:
-            with self.pool, self.measurer:
-                await self._tune(await self.measurer.identify())
+            with self.pool, self.measurer, Comparer(self.measurer) as comparer:
+                await self._tune(await self.measurer.identify(), comparer)
         finally:
             self.progress.close()
 
-    async def _tune(self, identity: Identity) -> None:
+    async def _tune(self, identity: Identity, comparer: Comparer) -> None:
         self.progress.began(identity.target)
         resources = Resources(
             measurer=self.measurer,
+            comparer=comparer,
             pool=self.pool,
             target=identity.target,
             toolchain=Toolchain(triton=identity.triton, torch=identity.torch, templates=TemplateSet.installed().digest),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 from attnforge.codegen import AttentionSpec, Variant
@@ -11,8 +11,8 @@ from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.recombination import recombined
-from attnforge.tuner.sampler import TpeSampler
 from attnforge.tuner.search_space import SearchSpace
+from attnforge.tuner.strategy import StrategyName, strategy_of
 from attnforge.tuner.study import Outcome, Study
 
 FINALISTS = 3
@@ -22,7 +22,7 @@ FINALISTS = 3
 class SpecSearch:
     """One spec on several problems, which differ in their sizes: a config is compiled once and timed on all of them.
 
-    Each problem has a study (what is known, on disk) and a sampler (what to try, in memory); the samplers take turns.
+    Each problem has a study (what is known, on disk) and a strategy (what to try, in memory), which take turns.
     """
 
     def __init__(
@@ -32,28 +32,30 @@ class SpecSearch:
         first: Sequence[Variant],
         trials: int,
         seed: int,
+        strategy: StrategyName = StrategyName.TPE,
     ) -> None:
         """
         Args:
             space: what may be tried.
             studies: by problem, the smallest first; their trials count as done.
-            first: what to try before the sampler is asked: the default config, then incumbents.
-            trials: configs to try in all, those of ``first`` and of earlier runs included.
-            seed: of the samplers.
+            first: what to try before the strategy is asked: the default config, then incumbents.
+            trials: configs to try in all, those of ``first`` and of earlier runs included; the whole space is enough.
+            seed: of the proposals.
+            strategy: what proposes them.
         """
         self.space = space
         self.studies = studies
         self.default = first[0]
-        self.trials = trials
-        self._samplers = {problem: TpeSampler(space, seed + i) for i, problem in enumerate(studies)}
-        self._turns = cycle(self._samplers.values())
+        self.trials = min(trials, len({*space.configs, *(variant.config for variant in first)}))
+        self._strategies = {problem: strategy_of(strategy, space, seed + i) for i, problem in enumerate(studies)}
+        self._turns = cycle(self._strategies.values())
         self._proposed: set[Variant] = set()
         begun = [variant for study in studies.values() for variant in study.outcomes]
         self._queue = deque(v for v in dict.fromkeys((*first, *begun)) if self.missing(v))
         self._finished = {v for v in begun if not self.missing(v)}
         for problem, study in studies.items():
             for variant, outcome in study.outcomes.items():
-                self._samplers[problem].tell(variant.config, outcome)
+                self._strategies[problem].tell(variant.config, outcome)
 
     @property
     def spec(self) -> AttentionSpec:
@@ -99,7 +101,7 @@ class SpecSearch:
     def record(self, variant: Variant, problem: Problem, outcome: Outcome) -> None:
         """Store what came of a trial, at once, and learn from it."""
         self.studies[problem].record(variant, outcome)
-        self._samplers[problem].tell(variant.config, outcome)
+        self._strategies[problem].tell(variant.config, outcome)
         if not self.missing(variant):
             self._finished.add(variant)
 
@@ -130,11 +132,11 @@ class SpecSearch:
         found = (self._recombined(problem) for problem in self.problems)
         return [variant for variant in dict.fromkeys(found) if variant is not None and self.missing(variant)]
 
-    def finalists(self, problem: Problem, incumbents: Iterable[Variant] = ()) -> list[Variant]:
-        """What to compare at the end: the default, incumbents, and the fastest, as far as each has run."""
+    def finalists(self, problem: Problem, in_office: Variant) -> list[Variant]:
+        """What to compare at the end, as far as each has run: the config in office, the default, and the fastest."""
         measured = self.measured(problem)
-        in_office = [variant for variant in (self.default, *incumbents) if variant in measured]
-        return list(dict.fromkeys([*in_office, *list(measured)[:FINALISTS]]))
+        standing = [variant for variant in (in_office, self.default) if variant in measured]
+        return list(dict.fromkeys([*standing, *list(measured)[:FINALISTS]]))
 
     def _propose(self, variant: Variant) -> Variant:
         self._proposed.add(variant)

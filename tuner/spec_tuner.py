@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from math import gcd
 from statistics import median
+
+from msgspec import structs
 
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
 from attnforge.cache.store import LoadedCache
@@ -18,10 +21,12 @@ from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
 from attnforge.tuner.accuracy import gate_cases
 from attnforge.tuner.accuracy_inputs import Case
+from attnforge.tuner.comparer import Comparer
 from attnforge.tuner.comparison import winner
 from attnforge.tuner.effort import Effort
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
+from attnforge.tuner.noise import noise
 from attnforge.tuner.operations import operations
 from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
@@ -41,6 +46,7 @@ class Resources:
     """What the specs of a tune share."""
 
     measurer: Measurer
+    comparer: Comparer
     pool: CompilePool
     target: Target
     toolchain: Toolchain
@@ -63,6 +69,7 @@ class SpecTuner:
         definition = schedule_of(schedule, spec.pass_)
         self._resources = resources
         self._gated: dict[Variant, Accurate | Failure] = {}
+        self._noisy: set[Problem] = set()
         self._in_office = {problem: decide(spec, problem, target, resources.caches) for problem in task.problems}
         first = [Variant(spec, schedule, default), *(decision.variant for decision in self._in_office.values())]
         self.search = SpecSearch(
@@ -71,6 +78,7 @@ class SpecTuner:
             list(dict.fromkeys([*first, *_neighbours(task, resources.caches)])),
             effort.trials,
             effort.seed,
+            effort.strategy,
         )
 
     async def tune(self, has_time: Callable[[], bool]) -> SpecResult:
@@ -78,15 +86,17 @@ class SpecTuner:
         if self._is_done():
             return self._result([self._kept(problem) for problem in self.search.problems])
         self._resources.progress.started(self.search)
+        self._resources.comparer.expect()
         await asyncio.gather(*(self._search(has_time) for _ in range(self._resources.lanes)))
         await asyncio.gather(*(self._try(variant) for variant in self.search.recombined()))
         self._resources.progress.comparing(self.search)
-        return self._result([await self._choose(problem) for problem in self.search.problems])
+        return self._result(await self._choose_all())
 
     def confirm(self) -> None:
-        """Note that what tune() chose has been written."""
-        for study in self.search.studies.values():
-            study.confirm()
+        """Note that what tune() chose has been written, but for what is to be compared again."""
+        for problem, study in self.search.studies.items():
+            if problem not in self._noisy:
+                study.confirm()
 
     def _is_done(self) -> bool:
         """Whether an earlier run finished every trial, and what it chose still is what runs."""
@@ -125,33 +135,61 @@ class SpecTuner:
         outcomes = await asyncio.gather(*futures)
         return next((outcome for outcome in outcomes if isinstance(outcome, Failure)), outcomes[0])
 
-    async def _choose(self, problem: Problem) -> ProblemResult:
-        """Compare the best few on a problem; the first winner that passes the whole accuracy gate is chosen."""
-        finalists = self.search.finalists(problem, [self._in_office[problem].variant])
-        if not finalists:
-            return ProblemResult(problem, Verdict.NOTHING_VALID, None, self._why_nothing_ran(problem))
-        comparison = await self._compare(finalists, problem)
-        if isinstance(comparison, Failure):
-            return ProblemResult(problem, Verdict.NOTHING_VALID, None, f"no comparison: {comparison.message}")
-        times = dict(zip(finalists, comparison.rounds_ms, strict=True))
-        default_ms = median(times[self.search.default]) if self.search.default in times else None
+    async def _choose_all(self) -> list[ProblemResult]:
+        """Compare the best few on every problem, and choose."""
+        finalists = {
+            problem: self.search.finalists(problem, self._in_office[problem].variant)
+            for problem in self.search.problems
+        }
+        requests = [
+            Compare(tuple(map(VariantData.of, variants)), problem, self._resources.effort.seed)
+            for problem, variants in finalists.items()
+            if variants
+        ]
+        comparisons = await self._resources.comparer.compare(requests)
+        replies = {request.problem: reply for request, reply in zip(requests, comparisons, strict=True)}
+        return [
+            await self._choose(problem, variants, replies[problem])
+            if variants
+            else ProblemResult(problem, Verdict.NOTHING_VALID, None, self._why_nothing_ran(problem))
+            for problem, variants in finalists.items()
+        ]
+
+    async def _choose(
+        self, problem: Problem, finalists: list[Variant], comparisons: tuple[Comparison, ...] | Failure
+    ) -> ProblemResult:
+        """The first winner that passes the whole accuracy gate."""
+        if isinstance(comparisons, Failure):
+            return ProblemResult(problem, Verdict.NOTHING_VALID, None, f"no comparison: {comparisons.message}")
+        by_worker = zip(*(comparison.rounds_ms for comparison in comparisons), strict=True)
+        times = dict(zip(finalists, by_worker, strict=True))
+        default_ms = _median_of_all(times[self.search.default]) if self.search.default in times else None
         reasons = []
         while times:
-            chosen = list(times)[winner(list(times.values()))]
+            chosen = list(times)[winner(list(zip(*times.values(), strict=True)))]
             verdict = await self._gate(chosen)
             if isinstance(verdict, Accurate):
-                entry = self._entry(problem, chosen, median(times[chosen]), default_ms)
-                return ProblemResult(problem, Verdict.CHOSEN, entry)
+                entry = self._entry(problem, chosen, _median_of_all(times[chosen]), default_ms)
+                return self._written_unless_noisy(entry, comparisons)
             reasons.append(f"{chosen.config.name}: {verdict.kind}: {verdict.message}")
             del times[chosen]
         return ProblemResult(problem, Verdict.NOTHING_VALID, None, "; ".join(reasons))
 
-    async def _compare(self, finalists: list[Variant], problem: Problem) -> Comparison | Failure:
-        request = Compare(tuple(map(VariantData.of, finalists)), problem, self._resources.effort.seed)
-        reply = await self._resources.measurer.compare(request)
-        if isinstance(reply, Failure):  # they all have run before, so that was an accident
-            reply = await self._resources.measurer.compare(request)
-        return reply
+    def _written_unless_noisy(self, entry: TunedEntry, comparisons: tuple[Comparison, ...]) -> ProblemResult:
+        """A noisy comparison does not overwrite what a tune has measured before, and counts as none."""
+        conditions = tuple(each.conditions for each in comparisons if each.conditions is not None)
+        entry = structs.replace(entry, conditions=conditions or None)
+        disturbed = noise(conditions)
+        if disturbed:
+            self._noisy.add(entry.problem)
+            in_office = next((each for each in self._measured_entries() if each.key == entry.key), None)
+            if in_office is not None:
+                return ProblemResult(entry.problem, Verdict.NOISY, in_office, noise=disturbed)
+        return ProblemResult(entry.problem, Verdict.CHOSEN, entry, noise=disturbed)
+
+    def _measured_entries(self) -> Iterator[TunedEntry]:
+        for loaded in self._resources.caches:
+            yield from (entry for entry in loaded.cache.entries if entry.source is Source.MEASURED)
 
     async def _gate(self, variant: Variant) -> Accurate | Failure:
         """The whole accuracy gate, once a config."""
@@ -195,6 +233,11 @@ class SpecTuner:
 
     def _result(self, problems: list[ProblemResult]) -> SpecResult:
         return SpecResult(self.search.spec, tuple(problems), self.search.finished, self.search.failures())
+
+
+def _median_of_all(rounds_ms: Iterable[Iterable[float]]) -> float:
+    """Over the rounds of all workers."""
+    return median(chain.from_iterable(rounds_ms))
 
 
 def _sizes(case: Case) -> Problem:

@@ -25,7 +25,8 @@ def summary(results: Sequence[SpecResult]) -> RenderableType:
         for each in result.problems:
             table.add_row(*_row(result, each))
         table.add_section()
-    return Group(table, *(Text(line) for line in (*_gain(results), *_failures(results), *_nothing_valid(results))))
+    lines = (*_gain(results), *_failures(results), *_noisy(results), *_nothing_valid(results))
+    return Group(table, *map(Text, lines))
 
 
 def _row(result: SpecResult, each: ProblemResult) -> tuple[str, ...]:
@@ -57,6 +58,21 @@ def _failures(results: Sequence[SpecResult]) -> list[str]:
     tried = sum(result.trials for result in results)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return [f"{sum(kinds.values())} of {tried} trials failed: {listed}"] if kinds else []
+
+
+def _noisy(results: Sequence[SpecResult]) -> list[str]:
+    lines = []
+    for result in results:
+        for each in result.problems:
+            if each.noise:
+                done = (
+                    "the entry in office stays" if each.verdict is Verdict.NOISY else "written, as there was no other"
+                )
+                lines.append(
+                    f"{result.spec.name}, seqlen {each.problem.seqlen_q}: noisy ({', '.join(each.noise)}), {done}:"
+                    " the same command compares again"
+                )
+    return lines
 
 
 def _nothing_valid(results: Sequence[SpecResult]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -32,6 +32,20 @@ class Timer(Protocol):
         """
 
 
+def interleaved(
+    names: Sequence[str], rounds: int, seed: int, time_round: Callable[[list[str]], Mapping[str, float]]
+) -> dict[str, list[float]]:
+    """Milliseconds of every round, by name. ``time_round`` runs all of them once, in the order that it is given."""
+    shuffle = random.Random(seed)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        order = list(names)
+        shuffle.shuffle(order)
+        for name, milliseconds in time_round(order).items():
+            times[name].append(milliseconds)
+    return times
+
+
 @dataclass(slots=True)
 class CudaTimer:
     """Runs the calls in rounds, in a new random order each, so that clocks and heat touch all alike.
@@ -57,21 +71,15 @@ class CudaTimer:
 
     def measure(self, calls: Mapping[str, Call]) -> dict[str, list[float]]:
         """Milliseconds of every round, by name."""
-        shuffle = random.Random(self.seed)
-        estimate = self._round(list(calls), calls)
+        estimate = self.round(list(calls), calls)
         rounds = self._rounds(sum(estimate.values()))
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
-            order = list(calls)
-            shuffle.shuffle(order)
-            for name, milliseconds in self._round(order, calls).items():
-                times[name].append(milliseconds)
-        return times
+        return interleaved(list(calls), rounds, self.seed, lambda order: self.round(order, calls))
 
     def _rounds(self, round_ms: float) -> int:
         return min(self.most_rounds, max(self.least_rounds, round(self.budget_ms / max(round_ms, 1e-3))))
 
-    def _round(self, order: list[str], calls: Mapping[str, Call]) -> dict[str, float]:
+    def round(self, order: list[str], calls: Mapping[str, Call]) -> dict[str, float]:
+        """Milliseconds of each call in one round. Raises CallFailedError when one of them raises."""
         events = {}
         for _ in range(self.LEAD):
             self._flush.zero_()

@@ -67,6 +67,36 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
+class Throttle(StrEnum):
+    """Why a GPU runs below the clocks that it could have, as NVML tells it apart."""
+
+    THERMAL = "thermal"
+    POWER_BRAKE = "power brake"
+    """The power supply asked for it."""
+    HARDWARE = "hardware"
+    """Either of the two, on GPUs that do not say which."""
+    POWER_CAP = "power cap"
+    """The board's own limit: usual under heavy load, and no fault."""
+
+
+class GpuState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a GPU was like at one moment; None where its driver does not say."""
+
+    sm_mhz: Annotated[int, Meta(ge=0, le=10**5)] | None
+    temperature_c: Annotated[int, Meta(ge=-100, le=1000)] | None
+    power_w: Annotated[float, Meta(ge=0, le=1e5)] | None
+    throttled: Annotated[tuple[Throttle, ...], Meta(max_length=8)] | None = ()
+    other_processes: Annotated[int, Meta(ge=0, le=10**6)] | None
+    """Processes computing on it that are not the tune's."""
+
+
+class Conditions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the GPU was like around one worker's comparison, both times warm."""
+
+    before: GpuState
+    after: GpuState
+
+
 class Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What an entry has in memory as in the file."""
 
@@ -89,7 +119,9 @@ class Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     created: Annotated[datetime, Meta(tz=True)]
     toolchain: Toolchain
     device: Annotated[dict[ShortText, Fact], Meta(max_length=32)] = {}
-    """Facts of the session, such as clocks and temperature."""
+    """Other facts of the session, such as the driver's version."""
+    conditions: Annotated[tuple[Conditions, ...], Meta(max_length=16)] | None = None
+    """Around the comparison that it won, by worker; None when predicted, or when nothing could tell."""
 
     def __post_init__(self) -> None:
         if self.bucket != Bucket.of(self.problem):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -32,6 +33,7 @@ from attnforge.tuner.prediction_session import PredictionSession
 from attnforge.tuner.progress import progress_for
 from attnforge.tuner.result import SpecResult, Verdict
 from attnforge.tuner.session import Session
+from attnforge.tuner.strategy import StrategyName
 from attnforge.tuner.summary import summary
 from attnforge.tuner.task import Task, tasks
 
@@ -88,6 +90,14 @@ BudgetOption = Annotated[
     ),
 ]  # fmt: skip
 JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Compilers at once. One a core.")]
+StrategyOption = Annotated[
+    StrategyName,
+    typer.Option(
+        "--strategy",
+        help="What proposes configs: tpe learns from what was measured; random; or exhaustive, which tries every config"
+        " unless --trials or --budget ends it.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the proposals.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs measured and start over.")]
 
@@ -117,6 +127,7 @@ def tune(
     trials: TrialsOption = None,
     budget: BudgetOption = None,
     jobs: JobsOption = None,
+    strategy: StrategyOption = StrategyName.TPE,
     seed: SeedOption = 0,
     fresh: FreshOption = False,
 ) -> None:
@@ -142,17 +153,18 @@ def tune(
         specs = tuple(spec for spec in specs if spec.head_dim in QUICK_HEAD_DIMS)
     todo = tasks(specs, seqlen or (QUICK_SEQLENS if quick else SEQLENS), dtype)
     effort = Effort(
-        trials=trials or (QUICK_TRIALS if quick else TRIALS),
+        trials=trials or _default_trials(strategy, quick),
         budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
         quick=quick,
         jobs=jobs or (cores() if target else max(1, cores() - 1)),
+        strategy=strategy,
         seed=seed,
     )
     if target is None:
         _measure(todo, effort, fresh, settings, console)
         return
-    if fresh or budget:
-        raise SelectionError("--fresh and --budget are about measuring: leave them out with --target")
+    if fresh or budget or strategy is not StrategyName.TPE:
+        raise SelectionError("--fresh, --budget and --strategy are about measuring: leave them out with --target")
     compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)
     _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
     if quick and head_dim is None:
@@ -161,6 +173,12 @@ def tune(
             f" {_listed(QUICK_SEQLENS)}, configs that seldom win. For all of them: attnforge tune --target {target}",
             highlight=False,
         )
+
+
+def _default_trials(strategy: StrategyName, quick: bool) -> int:
+    if strategy is StrategyName.EXHAUSTIVE:
+        return sys.maxsize
+    return QUICK_TRIALS if quick else TRIALS
 
 
 def _measure(todo: list[Task], effort: Effort, fresh: bool, settings: Settings, console: Console) -> None:

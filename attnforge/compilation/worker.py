@@ -51,6 +51,11 @@ class Worker:
         self._killing = threading.Lock()
 
     @property
+    def process_id(self) -> int:
+        """Of the worker itself; what it started is in the group of that number."""
+        return self._process.pid
+
+    @property
     def is_alive(self) -> bool:
         """False once it was killed, by a deadline or by its own fault."""
         return self._process.returncode is None

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from math import log2
 from pathlib import Path
 
-from attnforge.cache.schema import Toolchain
+import msgspec
+
+from attnforge.cache.schema import Conditions, Toolchain
 from attnforge.codegen import DType, Variant, fields_of
 from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Problem
@@ -34,11 +36,18 @@ class Script:
     has_gpu: bool = True
     seconds: float = 0.0
     """That a measurement takes."""
+    conditions: dict[str, object] | None = None
+    """What the device is like while it compares, as JSON has it."""
 
     @property
     def log(self) -> Path:
         """A line for each request that a fake device saw."""
         return Path(self.folder, "requests.log")
+
+    @property
+    def processes(self) -> Path:
+        """The same lines, each with the number of the fake device's process before it."""
+        return Path(self.folder, "processes.log")
 
     def write(self) -> Path:
         path = Path(self.folder, "script.json")
@@ -53,8 +62,9 @@ class Script:
         return self.faults.get(variant.config.name, self.faults.get("*"))
 
     def note(self, *words: object) -> None:
-        with self.log.open("a") as log:
-            log.write(" ".join(map(str, words)) + "\n")
+        for path, line in ((self.log, words), (self.processes, (os.getpid(), *words))):
+            with path.open("a") as log:
+                log.write(" ".join(map(str, line)) + "\n")
 
 
 def kernel_ms(variant: Variant, problem: Problem) -> dict[str, float]:
@@ -103,10 +113,22 @@ class FakeDevice:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return Measurement(kernel_ms(variant, problem), runs=7)
 
-    def compare(self, variants: Sequence[Variant], problem: Problem, seed: int) -> Comparison | Failure:
-        self.script.note("compare", *(variant.config.name for variant in variants))
-        rounds = [[sum(kernel_ms(v, problem).values()) * (1 + 0.001 * (i % 3)) for i in range(15)] for v in variants]
-        return Comparison(tuple(map(tuple, rounds)))
+    def compare(
+        self, variants: Sequence[Variant], problem: Problem, seed: int, own_processes: Sequence[int]
+    ) -> Comparison | Failure:
+        self.script.note("own", *own_processes)
+        self.script.note("compare", seed, *(variant.config.name for variant in variants))
+        if self._dies_comparing(variants[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.script.seconds)
+        rounds = [[sum(kernel_ms(v, problem).values()) * (1 + 0.001 * (i % 3)) for i in range(16)] for v in variants]
+        self.script.note("compared")
+        return Comparison(tuple(map(tuple, rounds)), msgspec.convert(self.script.conditions, Conditions | None))
+
+    def _dies_comparing(self, variant: Variant) -> bool:
+        if self.script.fault(variant) == "dies comparing once":
+            return sum(line.startswith("compare ") for line in self.script.log.read_text().splitlines()) == 1
+        return self.script.fault(variant) == "dies comparing"
 
     def check(self, variant: Variant, dtype: DType) -> Accurate | Failure:
         self.script.note("check", variant.name)

@@ -4,20 +4,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
+import msgspec
 import pytest
+from rich.console import Console
 
-from attnforge.cache.schema import Source, TunedEntry
+from attnforge.cache.schema import Conditions, Source, TunedEntry
 from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_config, fields_of
 from attnforge.codegen.schedules.portable import FORWARD
 from attnforge.compilation import FailureKind
 from attnforge.settings import Settings
+from attnforge.tuner.comparer import COMPARING_WORKERS
 from attnforge.tuner.result import SpecResult, Verdict
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.session import Session
 from attnforge.tuner.study import Studies
+from attnforge.tuner.summary import summary
 from attnforge.tuner.task import Task, tasks
 from tests.tuner import fake_tune
 from tests.tuner.fake_device import BEST, TARGET, TOOLCHAIN, Script
@@ -81,9 +86,51 @@ def test_the_best_config_is_found_compared_and_written(script: Script) -> None:
     assert (short.problem.seqlen_q, long.problem.seqlen_q) == (1024, 4096)
     assert [each.entry for each in result.problems] == [short, long]
     assert max(measured(script).values()) == 1, "a config is measured once on each problem"
-    compared = [line.split()[1:] for line in script.log.read_text().splitlines() if line.startswith("compare")]
-    assert len(compared) == 2
+    compared = [line.split()[2:] for line in script.log.read_text().splitlines() if line.startswith("compare ")]
+    assert len(compared) == 2 * COMPARING_WORKERS
     assert all(names[0] == DEFAULT.config.name and short.config.name in names for names in compared)
+
+
+def test_the_config_in_office_is_what_others_must_beat(script: Script) -> None:
+    todo = [task(FORWARD_SPEC)]
+    run(session_of(script, todo, trials=6))
+    (in_office,) = entries(script)
+    assert in_office.config != DEFAULT.config
+    script.log.unlink()
+    run(session_of(script, todo, trials=6, fresh=True))
+    compared = [line.split()[2:] for line in script.log.read_text().splitlines() if line.startswith("compare ")]
+    assert compared
+    assert all(names[:2] == [in_office.config.name, DEFAULT.config.name] for names in compared)
+
+
+def test_a_noisy_comparison_overwrites_nothing_and_is_made_again(script: Script) -> None:
+    todo = [task(FORWARD_SPEC)]
+    quiet = {"sm_mhz": 1980, "temperature_c": 40, "power_w": 500.0, "throttled": [], "other_processes": 0}
+    disturbed = {"before": quiet, "after": quiet | {"other_processes": 1}}
+    script.conditions = disturbed
+    (first,) = run(session_of(script, todo, trials=2))
+    (entry,) = entries(script)
+    assert first.problems[0].verdict is Verdict.CHOSEN, "there was nothing to overwrite"
+    assert first.problems[0].noise == ("another process on the GPU",)
+    assert entry.conditions == (msgspec.convert(disturbed, Conditions),) * COMPARING_WORKERS
+
+    (second,) = run(session_of(script, todo, trials=8))
+    assert second.problems[0].verdict is Verdict.NOISY
+    assert second.problems[0].entry == entry
+    assert entries(script) == [entry]
+    text = Console(width=200, file=StringIO(), record=True)
+    text.print(summary([second]))
+    assert "noisy (another process on the GPU), the entry in office stays" in text.export_text()
+
+    script.conditions = {"before": quiet, "after": quiet}
+    tried = measured(script)
+    (third,) = run(session_of(script, todo, trials=8))
+    assert measured(script) == tried, "only the comparison is made again"
+    assert third.problems[0].verdict is Verdict.CHOSEN
+    assert not third.problems[0].noise
+    assert entries(script)[0].created > entry.created
+    (fourth,) = run(session_of(script, todo, trials=8))
+    assert fourth.problems[0].verdict is Verdict.KEPT
 
 
 def test_the_best_parts_of_backwards_are_put_together(script: Script) -> None:

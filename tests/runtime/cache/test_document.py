@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnforge.cache.document import decode, encode
+from attnforge.cache.schema import Conditions, GpuState, Throttle
 from attnforge.codegen import AttentionSpec, DType, Limits, Pass, default_config
 from attnforge.errors import CacheRefused, CorruptCacheRefused, NewerCacheRefused
 from attnforge.problem import Bucket, Problem
@@ -15,6 +16,16 @@ from tests.runtime.cache.entries import ARCH, GPU, a_cache, measured, predicted,
 PATH = Path("sm_90.yaml")
 VALID = encode(a_cache(measured(64), measured(128), predicted(128, seqlen=1024)))
 BODY = VALID.partition(b"\n")[2]
+
+
+STATES = st.builds(
+    GpuState,
+    sm_mhz=st.none() | st.integers(0, 5000),
+    temperature_c=st.none() | st.integers(-20, 120),
+    power_w=st.none() | st.floats(0, 2000),
+    throttled=st.none() | st.lists(st.sampled_from(Throttle), unique=True).map(tuple),
+    other_processes=st.none() | st.integers(0, 9),
+)
 
 
 @st.composite
@@ -49,6 +60,7 @@ def entries(draw):
         trials=draw(st.integers(1, 10**6)),
         created=draw(st.datetimes(timezones=st.just(UTC))),
         device=draw(st.dictionaries(text, fact, max_size=4)),
+        conditions=draw(st.none() | st.builds(Conditions, before=STATES, after=STATES).map(lambda each: (each, each))),
     )
 
 
@@ -63,6 +75,11 @@ def test_a_cache_is_read_as_it_was_written(entries):
 def test_the_bytes_do_not_depend_on_the_order_of_entries():
     one, other = measured(64), predicted(128)
     assert encode(a_cache(one, other)) == encode(a_cache(other, one))
+
+
+def test_entries_of_before_conditions_were_recorded_are_read():
+    assert b"conditions" not in VALID
+    assert [entry.conditions for entry in decode(VALID, PATH).entries] == [None] * len(decode(VALID, PATH).entries)
 
 
 def test_bytes_are_for_people_too():
