@@ -22,8 +22,9 @@ Space = dict[str, tuple[Choice, ...]]
 def _pin_choices(spec: AttentionSpec, dtype: DType, limits: Limits) -> tuple[bool, ...]:
     """Whether to pin dK/dV accumulators, the default first.
 
-    On an H200 it was 1.05-1.3 x as fast with the causal kernel's two loops, and 0.90-0.95 x with the one loop of the
-    other, at every head dim that was swept. Full kernels wider than 128 were not; triton 3.9 serialises them unpinned.
+    On an H200 the best pinned tile was 1.11-1.30 x as fast as the best unpinned one with the causal kernel's two loops
+    (head dims 32 to 160) and 0.92-0.96 x with the other's one (64 and 128; benchmarks/sweeps). Wider full kernels were
+    not swept both ways; triton 3.9 serialises them unpinned.
     """
     if limits.arch != "sm_90" or dtype is DType.FP32:
         return (False,)
@@ -114,7 +115,7 @@ def _backward_tiles(spec: AttentionSpec, dtype: DType) -> list[tuple[Tile, Tile]
     if widest <= 64:
         return [(Tile(128, 64, 4, 2), dq), *fallback]
     if widest <= 128:
-        # A third stage of 128 columns leaves room for one program an SM, not two: 0.75 x the speed.
+        # A third stage of 128 columns leaves room for one program an SM, not two: 0.74-0.79 x the speed.
         return [(Tile(64, 64, 4, 3 if widest <= 112 else 2), dq), (Tile(64, 64, 4, 2), dq), *fallback]
     if widest <= 160:
         return [(Tile(64, 128, 8, 3), dq), *fallback]
