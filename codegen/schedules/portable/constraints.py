@@ -78,7 +78,7 @@ def _feeds_its_warps(spec: AttentionSpec, config: Config, dtype: DType, limits: 
         tile = tile_of(config, prefix)
         rows = tile.block_n if prefix == "dkdv_" else tile.block_m
         # Two warpgroups on 64 keys are worth trying for the wide dK/dV of D=256 (302 TFLOP/s on an H200, not causal,
-        # against 298 with one on 32 keys); on 64 rows of a forward or dQ they took 1.4-1.8 x as long as one (D=192, 256).
+        # against 298 with one on 32 keys); on 64 rows of a forward or dQ they took 1.4-1.8 x as long as one (D>160).
         least = 4 if dtype is DType.FP32 else 8 if prefix == "dkdv_" else 16
         if rows < least * tile.num_warps:
             return f"{prefix}tile: {tile.num_warps} warps share {rows} rows, fewer than {least} each"
