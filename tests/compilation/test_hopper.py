@@ -45,8 +45,8 @@ def check(variant: Variant, problem: Problem, spills: int = 0) -> None:
     assert estimate - 1024 < kernel.shared_bytes <= estimate
 
 
-SPILLS = {64: 8, 160: 140}
-"""Bytes by head dim that ptxas of Triton 3.9 keeps of what a loop does not need; that of 3.6 none."""
+SPILLS = {64: 8, 160: 152, 192: 32}
+"""Bytes by head dim that Triton 3.9's ptxas spills outside of the innermost loops; that of 3.6 none."""
 
 
 @pytest.mark.slow
