@@ -1,4 +1,8 @@
-"""A tune without the GPU: compiles what the static model ranks first, drops what does not fit, ranks again."""
+"""A tune without the GPU: compiles what the static model ranks first, drops what does not fit, ranks again.
+
+Of the portable schedule alone: the static model was fitted to it, and the kernels of others do not run in Triton's
+interpreter, which checks the numerics.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
-from attnforge.codegen import Config, DType, Variant, default_config, schedule_of
+from attnforge.codegen import Config, DType, Schedule, Variant, default_config, schedule_of
 from attnforge.codegen.schedules.base import Choice
 from attnforge.compilation import CompilePool, Failure, KernelReport, Outcome, VariantData
 from attnforge.problem import Bucket, Problem
@@ -27,6 +31,12 @@ LEAST_GAIN = 1.2
 promised less than this over the default's were 0.78-1.10 times as fast, those that promised more 1.27-1.35."""
 
 
+def is_predictable(task: Task, target: Target) -> bool:
+    """Whether a prediction would be of use: it says what is better than portable's default, where that is what runs."""
+    schedule, _ = default_config(task.spec, task.problems[0].dtype, target.limits)
+    return schedule is Schedule.PORTABLE
+
+
 @dataclass
 class SpecPrediction:
     """One spec on its problems, for a target that is not at hand."""
@@ -44,9 +54,8 @@ class SpecPrediction:
 
     def __post_init__(self) -> None:
         spec, dtype, limits = self.task.spec, self.task.problems[0].dtype, self.target.limits
-        schedule, default = default_config(spec, dtype, limits)
-        self.default = Variant(spec, schedule, default)
-        self.space = SearchSpace(spec, schedule_of(schedule, spec.pass_), dtype, limits, quick=True)
+        self.space = SearchSpace(spec, schedule_of(Schedule.PORTABLE, spec.pass_), dtype, limits, quick=True)
+        self.default = self.space.variant(self.space.default)
 
     async def predict(self) -> SpecResult:
         """Nothing is written yet."""

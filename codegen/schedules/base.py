@@ -83,6 +83,13 @@ class ScheduleDefinition:
         found = (c.violation(spec, config, dtype, limits) for c in self.constraints)
         return [reason for reason in found if reason is not None]
 
+    def refusal(self, spec: AttentionSpec, dtype: DType, limits: Limits) -> str | None:
+        """Why this schedule has no kernel of a spec for a dtype and target; None when it has."""
+        unsupported = self.supports(spec, limits)
+        if unsupported is not None:
+            return unsupported
+        return next(iter(self.violations(spec, self.default(spec, dtype, limits), dtype, limits)), None)
+
 
 def check_power_of_two(field: str, value: object, low: int, high: int) -> None:
     """Raise ConfigError unless ``value`` is a power of two within low..high."""

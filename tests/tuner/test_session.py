@@ -53,7 +53,8 @@ def entries(script: Script) -> list[TunedEntry]:
 
 def measured(script: Script) -> Counter[str]:
     """How often each config was measured on each problem."""
-    return Counter(line for line in script.log.read_text().splitlines() if line.startswith("measure"))
+    log = script.log.read_text() if script.log.exists() else ""
+    return Counter(line for line in log.splitlines() if line.startswith("measure"))
 
 
 def stored(script: Script) -> set[str]:
