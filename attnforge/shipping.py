@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from attnforge.cache.reader import read_shipped_cache
-from attnforge.codegen import AttentionSpec, DType, Pass, TemplateSet, Variant, default_config, render
+from attnforge.codegen import AttentionSpec, DType, Pass, TemplateSet, Variant, default_configs, render
 from attnforge.target import Target
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 256)
@@ -37,9 +37,13 @@ def shipped_specs() -> tuple[AttentionSpec, ...]:
 def default_variants(
     specs: Iterable[AttentionSpec], targets: Iterable[Target], dtype: DType = DType.BF16
 ) -> tuple[Variant, ...]:
-    """The variants that run on ``targets`` where nothing was tuned; each once."""
+    """The variants that run on ``targets`` where nothing was tuned, for tensors of whatever layout; each once."""
     pairs = ((spec, target) for target in targets for spec in specs)
-    return tuple(dict.fromkeys(Variant(spec, *default_config(spec, dtype, target.limits)) for spec, target in pairs))
+    return tuple(
+        dict.fromkeys(
+            Variant(spec, *default) for spec, target in pairs for default in default_configs(spec, dtype, target.limits)
+        )
+    )
 
 
 def tuned_variants(tuned_dir: Path, arch: str | None = None) -> tuple[Variant, ...]:

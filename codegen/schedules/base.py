@@ -77,6 +77,8 @@ class ScheduleDefinition:
     """Config fields by the kernel they shape, for kernels that are timed apart and whose best tiles can be combined."""
     supports: Callable[[AttentionSpec, Limits], str | None]
     """Why this schedule cannot do a spec on a target; None when it can."""
+    layouts_refused: str | None = None
+    """Tensors for which the rendered plan() raises ValueError, in words; None when it takes any layout."""
 
     def violations(self, spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> list[str]:
         """Every reason to exclude ``config``; empty when it may be tried."""

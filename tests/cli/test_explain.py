@@ -7,7 +7,7 @@ from attnforge import cli
 from attnforge.cache.document import encode
 from attnforge.cache.schema import Toolchain, TunedEntry
 from attnforge.cache.store import TunedCacheStore
-from attnforge.codegen import DType, Limits, default_config
+from attnforge.codegen import DType, Limits, Schedule, default_config, schedules
 from attnforge.target import Target
 from tests.runtime.cache.entries import ARCH, GPU, a_cache, a_config, a_spec, measured, predicted, put
 
@@ -134,3 +134,13 @@ def test_a_mistake_is_one_clear_error(explain: Explain, arguments: tuple[str, ..
     assert (status, said) == (2, {})
     assert message in error
     assert "Traceback" not in error
+
+
+def test_beside_a_decision_that_not_every_layout_gets_it_names_what_others_get(
+    explain: Explain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "otherwise" not in explain(*CALL)[1]
+    monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
+    _, said, _ = explain(*CALL)
+    assert said["variant"].startswith("hopper/forward_d128_causal/")
+    assert said["otherwise"].startswith("for tensors that TMA cannot address: portable/forward_d128_causal/")

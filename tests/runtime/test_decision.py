@@ -4,7 +4,7 @@ import pytest
 
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
 from attnforge.cache.store import LoadedCache, Origin
-from attnforge.codegen import DType, Limits, Variant, default_config
+from attnforge.codegen import DType, Limits, Schedule, Variant, default_config, schedules
 from attnforge.dispatch.decision import Decision, DecisionKind, best_by_kind, decide, matches, smaller_defaults
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
@@ -132,3 +132,28 @@ def test_smaller_defaults_start_at_the_default_and_ask_for_ever_less(dtype: DTyp
 def test_smaller_defaults_end_where_there_is_none_smaller() -> None:
     smallest = list(smaller_defaults(a_spec(), DType.BF16, SM_90.limits))[-1]
     assert Variant(a_spec(), *default_config(a_spec(), DType.BF16, Limits("sm_90", 1024))) == smallest
+
+
+@pytest.fixture
+def hopper_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
+
+
+@pytest.mark.usefixtures("hopper_preferred")
+def test_a_preferred_schedule_is_the_default_where_it_can_and_portable_comes_next() -> None:
+    spec = a_spec()
+    assert decide(spec, PROBLEM, SM_90, []).variant.schedule is Schedule.HOPPER
+    assert decide(spec, PROBLEM, SM_90, [], refused=[Schedule.HOPPER]).variant.schedule is Schedule.PORTABLE
+    assert decide(spec, PROBLEM, Target.for_arch("sm_80"), []).variant.schedule is Schedule.PORTABLE
+    first, second, *others = smaller_defaults(spec, DType.BF16, SM_90.limits)
+    assert (first.schedule, second.schedule) == (Schedule.HOPPER, Schedule.PORTABLE)
+    assert others
+    assert {variant.schedule for variant in others} == {Schedule.PORTABLE}
+
+
+@pytest.mark.usefixtures("hopper_preferred")
+def test_a_prediction_says_nothing_against_the_default_of_another_schedule() -> None:
+    files = caches((GUESS,))
+    assert decide(a_spec(), PROBLEM, SM_90, files).variant.schedule is Schedule.HOPPER
+    assert decide(a_spec(), PROBLEM, SM_90, files, refused=[Schedule.HOPPER]).entry == GUESS
+    assert decide(a_spec(), PROBLEM, SM_90, caches((GUESS, FAR))).entry == FAR, "a measured one does"

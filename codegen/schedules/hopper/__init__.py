@@ -52,4 +52,5 @@ FORWARD = ScheduleDefinition(
     shared_memory_estimate=shared_memory_estimate,
     kernels={"forward": FIELDS},
     supports=_supports,
+    layouts_refused="tensors that TMA cannot address",
 )
