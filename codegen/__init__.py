@@ -11,11 +11,10 @@ from attnforge.codegen.schedules import (
     config_type,
     default_config,
     default_configs,
-    fields_of,
     schedule_of,
     schedules_of,
 )
-from attnforge.codegen.schedules.base import Config, Constraint, Limits, Schedule, ScheduleDefinition
+from attnforge.codegen.schedules.base import Config, Constraint, Limits, Schedule, ScheduleDefinition, fields_of
 from attnforge.codegen.schedules.hopper import HopperForwardConfig
 from attnforge.codegen.schedules.portable import PortableBackwardConfig, PortableForwardConfig
 from attnforge.codegen.spec import SUPPORTED_HEAD_DIMS, AttentionSpec, DType, Pass

@@ -24,6 +24,8 @@ from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
 from attnforge.tuner.search_space import SearchSpace, values_of
 from attnforge.tuner.task import Task
 
+PREDICTED = Schedule.PORTABLE
+"""The schedule of every prediction."""
 LARGEST_SPILL = 512
 """Bytes a thread: the winners of a sweep on an H200 spilled up to 400."""
 LEAST_GAIN = 1.2
@@ -34,7 +36,7 @@ promised less than this over the default's were 0.78-1.10 times as fast, those t
 def is_predictable(task: Task, target: Target) -> bool:
     """Whether a prediction would be of use: it says what is better than portable's default, where that is what runs."""
     schedule, _ = default_config(task.spec, task.problems[0].dtype, target.limits)
-    return schedule is Schedule.PORTABLE
+    return schedule is PREDICTED
 
 
 @dataclass
@@ -54,7 +56,7 @@ class SpecPrediction:
 
     def __post_init__(self) -> None:
         spec, dtype, limits = self.task.spec, self.task.problems[0].dtype, self.target.limits
-        self.space = SearchSpace(spec, schedule_of(Schedule.PORTABLE, spec.pass_), dtype, limits, quick=True)
+        self.space = SearchSpace(spec, schedule_of(PREDICTED, spec.pass_), dtype, limits, quick=True)
         self.default = self.space.variant(self.space.default)
 
     async def predict(self) -> SpecResult:

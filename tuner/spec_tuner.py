@@ -12,7 +12,7 @@ from statistics import median
 
 from msgspec import structs
 
-from attnforge.cache.schema import Source, Toolchain, TunedEntry
+from attnforge.cache.schema import Source, TunedEntry, Versions
 from attnforge.cache.store import LoadedCache
 from attnforge.codegen import Variant, default_config
 from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, VariantData
@@ -49,7 +49,7 @@ class Resources:
     comparer: Comparer
     pool: CompilePool
     target: Target
-    toolchain: Toolchain
+    versions: Versions
     studies: Studies
     caches: tuple[LoadedCache, ...]
     """The target's tuned caches as they were when the tune began."""
@@ -79,7 +79,7 @@ class SpecTuner:
         ]
         self.search = SpecSearch(
             self.offer.spaces,
-            {problem: resources.studies.study(spec, problem, resources.toolchain) for problem in task.problems},
+            {problem: resources.studies.study(spec, problem, resources.versions) for problem in task.problems},
             list(dict.fromkeys(first)),
             effort.trials,
             effort.seed,
@@ -192,14 +192,22 @@ class SpecTuner:
         disturbed = noise(conditions)
         if disturbed:
             self._noisy.add(entry.problem)
-            in_office = next((each for each in self._measured_entries() if each.key == entry.key), None)
+            in_office = self._measured_before(entry)
             if in_office is not None:
                 return ProblemResult(entry.problem, Verdict.NOISY, in_office, noise=disturbed)
         return ProblemResult(entry.problem, Verdict.CHOSEN, entry, noise=disturbed)
 
-    def _measured_entries(self) -> Iterator[TunedEntry]:
-        for loaded in self._resources.caches:
-            yield from (entry for entry in loaded.cache.entries if entry.source is Source.MEASURED)
+    def _measured_before(self, entry: TunedEntry) -> TunedEntry | None:
+        """The newest measured entry, of whatever schedule, that a new one would take the place of."""
+        found = (
+            each
+            for loaded in self._resources.caches
+            for each in loaded.cache.entries
+            if each.source is Source.MEASURED and (each.spec, each.bucket) == (entry.spec, entry.bucket)
+        )
+        toolchain = self._resources.versions.toolchain
+        current = [e for e in found if not e.toolchain.differences(toolchain(e.schedule, e.spec.pass_))]
+        return max(current, key=lambda each: each.created, default=None)
 
     async def _gate(self, variant: Variant) -> Accurate | Failure:
         """The whole accuracy gate, once a config."""
@@ -228,7 +236,7 @@ class SpecTuner:
             gain=None if default_ms is None else default_ms / ms,
             trials=len(self.search.studies[problem].outcomes),
             created=datetime.now(UTC),
-            toolchain=self._resources.toolchain,
+            toolchain=self._resources.versions.toolchain(variant.schedule, variant.spec.pass_),
         )
 
     def _why_nothing_ran(self, problem: Problem) -> str:

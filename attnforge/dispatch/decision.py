@@ -2,7 +2,8 @@
 
 Among the entries of the spec on the target, measured ones go before predicted ones whatever their bucket: a
 measurement next door says more than the static model at home. Within a source an exact entry goes before its bucket's,
-and that before the nearest bucket's; among equals the caches' order decides. Without an entry it is the default config.
+and that before the nearest bucket's; among equals the caches' order decides, and within a cache the newest entry goes
+first: it was compared with the one before, be it of another schedule. Without an entry it is the default config.
 A prediction is against the default of its own schedule: where another schedule's is the default it says nothing.
 """
 
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from attnforge.cache.schema import Source, Toolchain, TunedEntry
+from msgspec.structs import astuple
+
+from attnforge.cache.schema import Source, TunedEntry
 from attnforge.cache.store import LoadedCache
 from attnforge.codegen import AttentionSpec, DType, Limits, Schedule, Variant, default_configs
 from attnforge.problem import Bucket, Problem
@@ -128,15 +131,19 @@ def _default(
 
 
 def matches(spec: AttentionSpec, problem: Problem, caches: Sequence[LoadedCache]) -> list[Match]:
-    """Every entry that could serve, in the caches' order."""
+    """Every entry that could serve, in the caches' order; of those for one bucket in a cache the newest first."""
     bucket = Bucket.of(problem)
     found = (
         _match(entry, loaded.path, problem, bucket)
         for loaded in caches
-        for entry in loaded.cache.entries
+        for entry in sorted(loaded.cache.entries, key=_place)
         if entry.spec == spec
     )
     return [match for match in found if match is not None]
+
+
+def _place(entry: TunedEntry) -> tuple[object, ...]:
+    return (*astuple(entry.bucket), -entry.created.timestamp())
 
 
 def best_by_kind(found: Sequence[Match]) -> dict[tuple[Source, DecisionKind], Match]:
@@ -164,7 +171,7 @@ def _match(entry: TunedEntry, cache_path: Path, problem: Problem, bucket: Bucket
     distance = bucket.distance(entry.bucket)
     if distance is None:
         return None
-    differences = entry.toolchain.differences(Toolchain.installed())
+    differences = entry.differences
     if entry.problem == problem and not differences:
         kind = DecisionKind.EXACT
     else:

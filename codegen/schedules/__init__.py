@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
-from attnforge.codegen.schedules.base import Choice, Config, Limits, Schedule, ScheduleDefinition
+from attnforge.codegen.schedules.base import Config, Limits, Schedule, ScheduleDefinition
 from attnforge.codegen.schedules.hopper import FORWARD as HOPPER_FORWARD
 from attnforge.codegen.schedules.portable import BACKWARD as PORTABLE_BACKWARD
 from attnforge.codegen.schedules.portable import FORWARD as PORTABLE_FORWARD
@@ -55,8 +53,3 @@ def default_configs(spec: AttentionSpec, dtype: DType, limits: Limits) -> tuple[
 def default_config(spec: AttentionSpec, dtype: DType, limits: Limits) -> tuple[Schedule, Config]:
     """What to run when nothing was tuned and the tensors' layout is no hindrance."""
     return default_configs(spec, dtype, limits)[0]
-
-
-def fields_of(config: Config) -> dict[str, Choice]:
-    """A config as plain data, in the order of its declaration."""
-    return {field.name: getattr(config, field.name) for field in fields(config)}

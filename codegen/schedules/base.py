@@ -6,7 +6,7 @@ A new hardware scheme is one more module beside this one, one more template, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
@@ -45,6 +45,11 @@ class Config(Protocol):
 
 Choice = int | bool | StrEnum
 Context = Mapping[str, object]
+
+
+def fields_of(config: Config) -> dict[str, Choice]:
+    """A config as plain data, in the order of its declaration."""
+    return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attnforge.cache.document import encode
-from attnforge.codegen import Pass, TemplateSet
+from attnforge.codegen import Pass, Schedule, TemplateSet, schedule_of
 from attnforge.errors import CacheRefused
 from attnforge.shipping import ARCHS, HEAD_DIMS, Differences, Shipment, default_variants, shipped_specs, tuned_variants
 from attnforge.target import Target
@@ -68,7 +68,9 @@ def test_what_is_wanted_holds_the_defaults_and_the_manifest_of_all(tmp_path: Pat
     manifest = json.loads(wanted.pop("manifest.json"))
     defaults = default_variants(shipped_specs(), [Target.for_arch(arch) for arch in ARCHS])
     assert set(wanted) == {f"kernels/{variant.path}" for variant in defaults}
-    assert manifest["template_digest"] == TemplateSet.installed().digest
+    assert manifest["template_digests"] == {
+        f"portable {pass_}": TemplateSet.installed().digest_of(schedule_of(Schedule.PORTABLE, pass_)) for pass_ in Pass
+    }
     assert manifest["files"] == {path: hashlib.sha256(content).hexdigest() for path, content in wanted.items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from attnforge.cache.schema import Conditions, Toolchain
+from attnforge.cache.schema import Conditions, Versions
 from attnforge.codegen import DType, Schedule, Variant, fields_of
 from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Problem
@@ -20,8 +20,8 @@ from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.messages import Accurate, Comparison, Identity, NoDevice
 
 TARGET = Target(arch="sm_90", name="Fake", sm_count=132, shared_memory=232448)
-TOOLCHAIN = Toolchain.installed()
-IDENTITY = Identity(TARGET, triton=TOOLCHAIN.triton, torch=TOOLCHAIN.torch)
+VERSIONS = Versions.installed()
+IDENTITY = Identity(TARGET, triton=VERSIONS.triton, torch=VERSIONS.torch)
 BEST = {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2}
 """What every portable kernel is fastest with; no default config."""
 HOPPER_BEST = {"stages": 3, "persistent": True}

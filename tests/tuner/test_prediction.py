@@ -9,7 +9,7 @@ from rich.console import Console
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
 from attnforge.cache.store import TunedCacheStore
 from attnforge.cli.tune import INTERPRETING
-from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_config
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, default_config
 from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, KernelReport
 from attnforge.settings import Settings
 from attnforge.target import Target
@@ -38,7 +38,9 @@ def prediction(script: Script) -> Iterator[SpecPrediction]:
     """One that has not asked anybody yet."""
     with CompilePool(1, command=fake_command("fake_compiler.py", script)) as pool:
         (task,) = tasks([SPEC], [4096], DType.BF16)
-        yield SpecPrediction(task, SM_90, Toolchain.installed(), pool, asyncio.Queue(), compilations=6)
+        yield SpecPrediction(
+            task, SM_90, Toolchain.installed(Schedule.PORTABLE, Pass.BACKWARD), pool, asyncio.Queue(), compilations=6
+        )
 
 
 def predicted(script: Script) -> SpecResult:

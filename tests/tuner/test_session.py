@@ -25,7 +25,7 @@ from attnforge.tuner.study import Studies
 from attnforge.tuner.summary import summary
 from attnforge.tuner.task import Task, tasks
 from tests.tuner import fake_tune
-from tests.tuner.fake_device import BEST, TARGET, TOOLCHAIN, Script
+from tests.tuner.fake_device import BEST, TARGET, VERSIONS, Script
 from tests.tuner.fake_tune import TASKS, session_of
 from tests.tuner.test_measurer import workers_of
 
@@ -64,7 +64,7 @@ def stored(script: Script) -> set[str]:
         f"measure {variant.name} {problem.seqlen_q}"
         for each in TASKS
         for problem in each.problems
-        for variant in studies.study(each.spec, problem, TOOLCHAIN).outcomes
+        for variant in studies.study(each.spec, problem, VERSIONS).outcomes
     }
 
 
