@@ -17,6 +17,7 @@ from attnforge.tuner.result import Verdict
 from attnforge.tuner.strategy import StrategyName
 from tests.tuner.fake_device import HOPPER_BEST, TARGET, Script
 from tests.tuner.fake_tune import session_of
+from tests.tuner.replay_schedules import forwards, mean_regret
 from tests.tuner.test_session import BACKWARD_SPEC, FORWARD_SPEC, entries, measured, run, task
 
 SM_90 = Limits("sm_90", 232448)
@@ -88,6 +89,13 @@ def test_tpe_spends_its_trials_on_the_schedule_that_is_faster(faster: Schedule) 
             strategy.tell(variant, Measurement({"forward": ms}, runs=1))
         of_faster += sum(variant.schedule is faster for variant in known[8:])
     assert of_faster / (4 * 16) > 0.7
+
+
+def test_on_the_sweep_beside_an_invented_hopper_tpe_finds_what_is_fast_in_either() -> None:
+    spaces = forwards()[::3]
+    for speed in (0.7, 1.3):
+        regret, _ = mean_regret(spaces, speed, StrategyName.TPE, seeds=1)
+        assert regret < 0.05
 
 
 def hash_of(variant: Variant) -> int:
