@@ -2,9 +2,10 @@
 
 Among the entries of the spec on the target, measured ones go before predicted ones whatever their bucket: a
 measurement next door says more than the static model at home. Within a source an exact entry goes before its bucket's,
-and that before the nearest bucket's; among equals the caches' order decides, and within a cache the newest entry goes
-first: it was compared with the one before, be it of another schedule. Without an entry it is the default config.
-A prediction is against the default of its own schedule: where another schedule's is the default it says nothing.
+and that before the nearest bucket's; among equals the caches' order decides. Of two schedules' entries for a bucket the
+newer alone counts, for it was compared with what was there; the older serves where the newer's schedule cannot.
+Without an entry it is the default config. A prediction is against the default of its own schedule: where another
+schedule's is the default it says nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-
-from msgspec.structs import astuple
 
 from attnforge.cache.schema import Source, TunedEntry
 from attnforge.cache.store import LoadedCache
@@ -108,13 +107,22 @@ def candidates(
 ) -> list[Match]:
     """The entries that decide() chooses among, in the caches' order."""
     default = _default(spec, problem, target, excluded, refused)
-    return [
+    found = [
         match
         for match in matches(spec, problem, caches)
         if match.entry.variant not in excluded
         and match.entry.schedule not in refused
         and (match.entry.source is Source.MEASURED or match.entry.schedule is default.schedule)
     ]
+    newest: dict[tuple[object, ...], TunedEntry] = {}
+    for match in sorted(found, key=lambda match: match.entry.created):
+        newest[_contest(match)] = match.entry
+    return [match for match in found if match.entry.schedule is newest[_contest(match)].schedule]
+
+
+def _contest(match: Match) -> tuple[object, ...]:
+    """What only one schedule can win: in a cache, with a triton, on a bucket."""
+    return match.cache_path, match.entry.source, match.entry.bucket, match.entry.key.triton_minor
 
 
 def _default(
@@ -131,19 +139,15 @@ def _default(
 
 
 def matches(spec: AttentionSpec, problem: Problem, caches: Sequence[LoadedCache]) -> list[Match]:
-    """Every entry that could serve, in the caches' order; of those for one bucket in a cache the newest first."""
+    """Every entry that could serve, in the caches' order."""
     bucket = Bucket.of(problem)
     found = (
         _match(entry, loaded.path, problem, bucket)
         for loaded in caches
-        for entry in sorted(loaded.cache.entries, key=_place)
+        for entry in loaded.cache.entries
         if entry.spec == spec
     )
     return [match for match in found if match is not None]
-
-
-def _place(entry: TunedEntry) -> tuple[object, ...]:
-    return (*astuple(entry.bucket), -entry.created.timestamp())
 
 
 def best_by_kind(found: Sequence[Match]) -> dict[tuple[Source, DecisionKind], Match]:

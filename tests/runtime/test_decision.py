@@ -148,6 +148,19 @@ def test_of_two_schedules_entries_the_newer_decides() -> None:
             assert decide(a_spec(), PROBLEM, SM_90, files, refused=[Schedule.HOPPER]).entry == portable
 
 
+def test_a_schedule_that_was_beaten_does_not_come_back_when_the_winners_templates_change() -> None:
+    definition = schedule_of(Schedule.HOPPER, Pass.FORWARD)
+    config = definition.default(a_spec(), DType.BF16, SM_90.limits)
+    edited = structs.replace(HERE, templates="1" * 16)
+    hopper = structs.replace(EXACT, schedule=Schedule.HOPPER, config=config, created=LATE, toolchain=edited)
+    decision = decide(a_spec(), PROBLEM, SM_90, caches((EXACT, hopper)))
+    assert (decision.entry, decision.kind) == (hopper, DecisionKind.BUCKET)
+    assert decide(a_spec(), PROBLEM, SM_90, caches((EXACT, hopper)), refused=[Schedule.HOPPER]).entry == EXACT
+    # With another triton the two were never compared.
+    elsewhere = structs.replace(hopper, toolchain=ELSEWHERE)
+    assert decide(a_spec(), PROBLEM, SM_90, caches((EXACT, elsewhere))).entry == EXACT
+
+
 @pytest.fixture
 def hopper_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)

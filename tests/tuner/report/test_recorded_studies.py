@@ -10,7 +10,7 @@ from attnforge.settings import Settings
 from attnforge.tuner.report.recorded_studies import read_studies
 from attnforge.tuner.study import Studies, StudiesUnusableError
 from attnforge.tuner.task import self_attention
-from tests.tuner.report.fabricated import H200, TOOLCHAIN, a_spec, record_study
+from tests.tuner.report.fabricated import H200, VERSIONS, a_spec, record_study
 
 
 def path_in(settings: Settings) -> Path:
@@ -48,7 +48,7 @@ def test_forward_goes_before_backward_and_small_before_large(tmp_path: Path) -> 
 
 def test_what_is_not_the_tuners_is_named_and_what_has_no_trial_is_left_out(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
-    Studies(settings, H200).study(a_spec(), self_attention(64, 1024, DType.BF16), TOOLCHAIN)
+    Studies(settings, H200).study(a_spec(), self_attention(64, 1024, DType.BF16), VERSIONS)
     for name in ("mine", "forward_d7_full/bfloat16_b1_h1x1_q1_k1/triton-3.6.0"):
         optuna.create_study(study_name=name, storage=f"sqlite:///{path_in(settings)}")
     read = read_studies(path_in(settings))
