@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from attnforge.codegen import AttentionSpec, DType, Limits, Schedule, default_config, schedules_of
+from attnforge.codegen import AttentionSpec, DType, Limits, Schedule, default_configs, schedules_of
 from attnforge.tuner.search_space import SearchSpace
 
 
@@ -29,7 +29,7 @@ def offer(
         quick: whether to leave out the choices that seldom win.
         wanted: schedules that the user named. One that has no kernels of the spec's pass at all is refused, too.
     """
-    default, _ = default_config(spec, dtype, limits)
+    defaults = dict(default_configs(spec, dtype, limits))
     spaces: dict[Schedule, SearchSpace] = {}
     refused = dict.fromkeys(wanted, f"it has no {spec.pass_}")
     for definition in schedules_of(spec.pass_):
@@ -38,7 +38,7 @@ def offer(
             refused[schedule] = "it was not asked for"
             continue
         # What runs untuned is always worth tuning, even where its default config breaks a constraint.
-        reason = None if schedule is default else definition.refusal(spec, dtype, limits)
+        reason = None if schedule in defaults else definition.refusal(spec, dtype, limits)
         if reason is None:
             refused.pop(schedule, None)
             spaces[schedule] = SearchSpace(spec, definition, dtype, limits, quick)

@@ -29,6 +29,7 @@ from attnforge.target import Target
 from attnforge.tuner.effort import Effort, cores
 from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import INTERPRETER_WORKER, Deadlines, Measurer, interpreting_environment
+from attnforge.tuner.offer import offer
 from attnforge.tuner.prediction import is_predictable
 from attnforge.tuner.prediction_session import PredictionSession
 from attnforge.tuner.progress import progress_for
@@ -195,7 +196,8 @@ def _with_schedules(specs: tuple[AttentionSpec, ...], wanted: list[Schedule] | N
         return specs
     left = tuple(spec for spec in specs if any(each.schedule in wanted for each in schedules_of(spec.pass_)))
     if not left:
-        raise SelectionError(f"schedule {' or '.join(wanted)} has no {' and no '.join({s.pass_ for s in specs})}")
+        passes = " and no ".join(dict.fromkeys(spec.pass_ for spec in specs))
+        raise SelectionError(f"schedule {' or '.join(wanted)} has no {passes}")
     return left
 
 
@@ -224,8 +226,9 @@ def _predict(
 ) -> None:
     environment = interpreting_environment(os.environ)
     left_out = [task.spec.name for task in todo if not is_predictable(task, target)]
+    if any(len(offer(task.spec, task.problems[0].dtype, target.limits).spaces) > 1 for task in todo):
+        console.print("Predicting the portable schedule: others are tuned on the GPU itself.", highlight=False)
     todo = [task for task in todo if is_predictable(task, target)]
-    console.print("Predicting the portable schedule: other schedules are tuned on the GPU itself.", highlight=False)
     if left_out:
         console.print(f"Left to their defaults, which are of a faster schedule: {', '.join(left_out)}", highlight=False)
     session = PredictionSession(
