@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 from statistics import median
 
-from attnforge.codegen import AttentionSpec, Config, DType, Pass, default_config, fields_of, schedule_of
+from attnforge.codegen import AttentionSpec, Config, DType, Pass, Schedule, fields_of, schedule_of
 from attnforge.codegen.schedules.base import Choice
 from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Problem
@@ -70,8 +70,7 @@ def replayed_spaces() -> Iterator[SweptSpace]:
     for sweep in sweeps():
         by_problem[sweep.spec, sweep.problem].append(sweep)
     for (spec, problem), swept in by_problem.items():
-        schedule, _ = default_config(spec, DType.BF16, H200.limits)
-        definition = schedule_of(schedule, spec.pass_)
+        definition = schedule_of(Schedule.PORTABLE, spec.pass_)
         if len(swept) == len(definition.kernels):
             yield SweptSpace(spec, definition, DType.BF16, H200.limits, problem=problem, swept=tuple(swept))
 
@@ -84,7 +83,7 @@ def regrets(space: SweptSpace, name: StrategyName, seed: int, trials: int) -> li
     strategy, known = strategy_of(name, space, seed), set[Config]()
     best: dict[str, float] = {}
     least = sum(min(times.values()) for times in space.relative_ms.values())
-    config: Config | None = default_config(space.spec, DType.BF16, H200.limits)[1]
+    config: Config | None = space.default
     found = []
     for _ in range(trials):
         if config is None:
