@@ -20,7 +20,7 @@ class JointStrategy:
 
     Under tpe the schedule is a choice that an estimator makes from the milliseconds of whole variants: one whose
     configs are never among the fastest is soon left alone. On the H200's portable sweep beside an invented hopper (its
-    best 0.7 to 1.3 times as fast), 24 trials come within 0.5-2.0 % of the best there is, random ones within 1.3-2.8 %
+    best 0.7 to 1.3 times as fast), 24 trials come within 0.3-1.4 % of the best there is, random ones within 0.7-1.6 %
     (means; tests/tuner/replay_schedules.py).
     Under random every config of whatever schedule is as likely as any other; under exhaustive the schedules have their
     turns one after another.

@@ -90,6 +90,8 @@ def searched(two: TwoSchedules, name: StrategyName, seed: int) -> tuple[float, i
                 known.append(variant)
                 underway.append(variant)
                 continue
+        if not underway:
+            break  # the spaces hold fewer configs than the trials
         variant = underway.popleft()
         outcome = two.outcome(variant)
         strategy.tell(variant, outcome)
