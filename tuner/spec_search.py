@@ -13,7 +13,8 @@ from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.recombination import recombined
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.strategy import StrategyName, strategy_of
-from attnforge.tuner.study import Outcome, Study
+from attnforge.tuner.study import Study
+from attnforge.tuner.trial import Outcome
 
 FINALISTS = 3
 """Of each problem's search, beside the default and the config in office."""
@@ -23,6 +24,7 @@ class SpecSearch:
     """One spec on several problems, which differ in their sizes: a config is compiled once and timed on all of them.
 
     Each problem has a study (what is known, on disk) and a strategy (what to try, in memory), which take turns.
+    Other tuners may share the studies: what is tried is claimed first, and what they find out is learnt as well.
     """
 
     def __init__(
@@ -83,16 +85,35 @@ class SpecSearch:
         return not self._queue and self.finished >= min(self.trials, len(self.space.configs))
 
     def propose(self) -> Variant | None:
-        """What to try next, never the same twice; None when the trials are spent or the space is."""
-        while self._queue:
-            variant = self._queue.popleft()
-            if variant not in self._proposed:
-                return self._propose(variant)
-        if len(self._finished | self._proposed) >= self.trials:
-            return None
-        known = {variant.config for variant in self._finished | self._proposed}
-        config = next(self._turns).propose(known)
-        return None if config is None else self._propose(self.space.variant(config))
+        """What to try next, claimed, and never the same twice; None when the trials are spent or the space is."""
+        while (variant := self._next()) is not None:
+            if self.claim(variant):
+                return variant
+        return None
+
+    def claim(self, variant: Variant) -> bool:
+        """Whether a config is this tuner's to try on some problem: see to_try()."""
+        self._proposed.add(variant)
+        for problem in self.missing(variant):
+            self.studies[problem].claim(variant)
+        self._learn_from_others()
+        return bool(self.to_try(variant))
+
+    def to_try(self, variant: Variant) -> tuple[Problem, ...]:
+        """The problems that this tuner has claimed a config on, and not finished it."""
+        return tuple(problem for problem, study in self.studies.items() if variant in study.claimed)
+
+    def waits_for_others(self) -> bool:
+        """Whether other tuners still try something. Reads what they have found, and queues what the dead have left."""
+        for study in self.studies.values():
+            study.refresh()
+        self._learn_from_others()
+        left = [variant for variant in self._proposed if self.missing(variant)]
+        for variant in left:
+            if not self._is_under_way(variant):
+                self._proposed.discard(variant)
+                self._queue.append(variant)
+        return bool(self._queue) or any(study.elsewhere for study in self.studies.values())
 
     def missing(self, variant: Variant) -> tuple[Problem, ...]:
         """The problems that a config was not tried on."""
@@ -100,10 +121,8 @@ class SpecSearch:
 
     def record(self, variant: Variant, problem: Problem, outcome: Outcome) -> None:
         """Store what came of a trial, at once, and learn from it."""
-        self.studies[problem].record(variant, outcome)
-        self._strategies[problem].tell(variant.config, outcome)
-        if not self.missing(variant):
-            self._finished.add(variant)
+        if self.studies[problem].record(variant, outcome):
+            self._learn(problem, {variant: outcome})
 
     def measured(self, problem: Problem) -> dict[Variant, Measurement]:
         """The configs that ran on a problem, the fastest first."""
@@ -138,9 +157,30 @@ class SpecSearch:
         standing = [variant for variant in (in_office, self.default) if variant in measured]
         return list(dict.fromkeys([*standing, *list(measured)[:FINALISTS]]))
 
-    def _propose(self, variant: Variant) -> Variant:
-        self._proposed.add(variant)
-        return variant
+    def _next(self) -> Variant | None:
+        while self._queue:
+            variant = self._queue.popleft()
+            if variant not in self._proposed and self.missing(variant):
+                return variant
+        tried = self._finished | self._proposed
+        tried = tried.union(*(study.elsewhere for study in self.studies.values()))
+        if len(tried) >= self.trials:
+            return None
+        config = next(self._turns).propose({variant.config for variant in tried})
+        return None if config is None else self.space.variant(config)
+
+    def _is_under_way(self, variant: Variant) -> bool:
+        return any(variant in study.claimed or variant in study.elsewhere for study in self.studies.values())
+
+    def _learn_from_others(self) -> None:
+        for problem, study in self.studies.items():
+            self._learn(problem, study.news())
+
+    def _learn(self, problem: Problem, outcomes: Mapping[Variant, Outcome]) -> None:
+        for variant, outcome in outcomes.items():
+            self._strategies[problem].tell(variant.config, outcome)
+            if not self.missing(variant):
+                self._finished.add(variant)
 
     def _recombined(self, problem: Problem) -> Variant | None:
         measured = self.measured(problem)

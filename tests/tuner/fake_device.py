@@ -10,6 +10,7 @@ from math import log2
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from attnforge.cache.schema import Conditions, Toolchain
 from attnforge.codegen import DType, Variant, fields_of
@@ -34,6 +35,8 @@ class Script:
     faults: dict[str, str] = field(default_factory=dict)
     """By the name of a config, or "*" for all: one of the faults below, or of fake_compiler's."""
     has_gpu: bool = True
+    devices: int = 1
+    """That are visible, all alike."""
     seconds: float = 0.0
     """That a measurement takes."""
     conditions: dict[str, object] | None = None
@@ -51,8 +54,9 @@ class Script:
 
     def write(self) -> Path:
         path = Path(self.folder, "script.json")
-        path.write_text(json.dumps(asdict(self)))
-        return path
+        whole = path.with_suffix(f".{os.getpid()}")
+        whole.write_text(json.dumps(asdict(self)))
+        return whole.replace(path)
 
     @staticmethod
     def read(path: str) -> "Script":
@@ -87,7 +91,8 @@ class FakeDevice:
         self.script = script
 
     def identify(self) -> Identity | NoDevice:
-        return IDENTITY if self.script.has_gpu else NoDevice("none")
+        self.script.note("identify", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        return structs.replace(IDENTITY, devices=self.script.devices) if self.script.has_gpu else NoDevice("none")
 
     def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
         self.script.note("measure", variant.name, problem.seqlen_q)

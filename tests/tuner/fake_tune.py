@@ -1,4 +1,4 @@
-"""A whole tune on fakes; run by path, with a script's path, to be killed."""
+"""A whole tune on fakes; run by path, with a script's path and perhaps a storage's URL and a folder, to be killed."""
 
 import sys
 from pathlib import Path
@@ -36,8 +36,8 @@ def measurer_of(script: Script, measure_s: float = 4.0) -> Measurer:
     return Measurer(fake_command("fake_worker.py", script), deadlines=deadlines)
 
 
-def session_of(script: Script, todo: list[Task], trials: int = 10, **options: object) -> Session:
-    settings = Settings(Path(script.folder, "cache"))
+def session_of(script: Script, todo: list[Task], trials: int = 10, cache: str = "cache", **options: object) -> Session:
+    settings = Settings(Path(script.folder, cache))
     shipped = Path(script.folder, "shipped")
     return Session(
         tasks=todo,
@@ -51,5 +51,6 @@ def session_of(script: Script, todo: list[Task], trials: int = 10, **options: ob
 
 
 if __name__ == "__main__":
-    finished = session_of(Script.read(sys.argv[1]), TASKS).run()
+    shared = {"storage": sys.argv[2], "cache": sys.argv[3]} if len(sys.argv) > 2 else {}
+    finished = session_of(Script.read(sys.argv[1]), TASKS, **shared).run()
     sys.exit(0 if finished else 130)

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
-import sqlalchemy
 
 from attnforge.codegen import AttentionSpec, CodegenError, DType, Pass, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.study import Outcome, StudiesUnusableError, Study
+from attnforge.tuner.storage import STORAGE_ERRORS, sqlite_url
+from attnforge.tuner.study import StudiesUnusableError
+from attnforge.tuner.trial import Outcome, outcomes_of
 
 # As Studies.study() and AttentionSpec.name make them.
 _STUDY_NAME = re.compile(
@@ -66,11 +67,10 @@ def read_studies(path: Path) -> RecordedStudies:
     if not path.exists():
         return RecordedStudies((), ())
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
     studies, unread = [], []
     try:
         storage = optuna.storages.RDBStorage(
-            url, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=True
+            sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=True
         )
         for name in optuna.get_all_study_names(storage):
             place = _of_name(name)
@@ -79,7 +79,7 @@ def read_studies(path: Path) -> RecordedStudies:
                 continue
             found = _read(optuna.load_study(study_name=name, storage=storage), *place)
             studies += [found] if found else []
-    except (OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except STORAGE_ERRORS as error:
         raise StudiesUnusableError(path, error) from error
     studies.sort(key=lambda study: (*place_of(study.spec), study.problem.seqlen_q, study.triton, study.templates))
     return RecordedStudies(tuple(studies), tuple(sorted(unread)))
@@ -112,8 +112,9 @@ def _of_name(name: str) -> tuple[AttentionSpec, Problem, str, str] | None:
 def _read(
     study: optuna.Study, spec: AttentionSpec, problem: Problem, triton: str, templates: str
 ) -> RecordedStudy | None:
-    outcomes = Study(study, spec).outcomes
-    dates = [trial.datetime_complete for trial in study.get_trials(deepcopy=False) if trial.datetime_complete]
+    trials = study.get_trials(deepcopy=False)
+    outcomes = outcomes_of(trials, spec)
+    dates = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     if not outcomes or not dates:
         return None
     # Optuna's dates are naive and local.
