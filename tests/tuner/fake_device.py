@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import log2
 from pathlib import Path
 
@@ -36,7 +36,9 @@ class Script:
     """By the name of a config, or "*" for all: one of the faults below, or of fake_compiler's."""
     has_gpu: bool = True
     devices: int = 1
-    """That are visible, all alike."""
+    """That are visible, alike but for the odd ones."""
+    odd_devices: dict[str, str] = field(default_factory=dict)
+    """By what CUDA_VISIBLE_DEVICES says: "broken", or "another" GPU."""
     seconds: float = 0.0
     """That a measurement takes."""
     conditions: dict[str, object] | None = None
@@ -51,6 +53,11 @@ class Script:
     def processes(self) -> Path:
         """The same lines, each with the number of the fake device's process before it."""
         return Path(self.folder, "processes.log")
+
+    @property
+    def moments(self) -> Path:
+        """When each measurement ended, in seconds, and on which device."""
+        return Path(self.folder, "moments.log")
 
     def write(self) -> Path:
         path = Path(self.folder, "script.json")
@@ -91,7 +98,13 @@ class FakeDevice:
         self.script = script
 
     def identify(self) -> Identity | NoDevice:
-        self.script.note("identify", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        self.script.note("identify", seen)
+        match self.script.odd_devices.get(seen):
+            case "broken":
+                os._exit(3)
+            case "another":
+                return structs.replace(IDENTITY, target=replace(TARGET, sm_count=1))
         return structs.replace(IDENTITY, devices=self.script.devices) if self.script.has_gpu else NoDevice("none")
 
     def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
@@ -116,6 +129,8 @@ class FakeDevice:
                 self._write_to_the_socket(b"\x00\x00\x00\x04oops")
             case "raises":
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        with self.script.moments.open("a") as log:
+            log.write(f"{time.monotonic()} {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}\n")
         return Measurement(kernel_ms(variant, problem), runs=7)
 
     def compare(
