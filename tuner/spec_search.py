@@ -10,6 +10,7 @@ from attnforge.codegen import AttentionSpec, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.ranking import Predict
 from attnforge.tuner.recombination import recombined
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.strategy import StrategyName, strategy_of
@@ -35,6 +36,7 @@ class SpecSearch:
         trials: int,
         seed: int,
         strategy: StrategyName = StrategyName.TPE,
+        costs: Mapping[Problem, Predict | None] | None = None,
     ) -> None:
         """
         Args:
@@ -44,12 +46,16 @@ class SpecSearch:
             trials: configs to try in all, those of ``first`` and of earlier runs included; the whole space is enough.
             seed: of the proposals.
             strategy: what proposes them.
+            costs: what is expected of configs before any was measured, by problem.
         """
         self.space = space
         self.studies = studies
         self.default = first[0]
         self.trials = min(trials, len({*space.configs, *(variant.config for variant in first)}))
-        self._strategies = {problem: strategy_of(strategy, space, seed + i) for i, problem in enumerate(studies)}
+        self._strategies = {
+            problem: strategy_of(strategy, space, seed + i, (costs or {}).get(problem))
+            for i, problem in enumerate(studies)
+        }
         self._turns = cycle(self._strategies.values())
         self._proposed: set[Variant] = set()
         begun = [variant for study in studies.values() for variant in study.outcomes]

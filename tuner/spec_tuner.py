@@ -29,6 +29,7 @@ from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Compariso
 from attnforge.tuner.noise import noise
 from attnforge.tuner.operations import operations
 from attnforge.tuner.progress import TuneProgress
+from attnforge.tuner.ranking import predictor
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.spec_search import SpecSearch
@@ -78,13 +79,15 @@ class SpecTuner:
         self._noisy: set[Problem] = set()
         self._in_office = {problem: decide(spec, problem, target, resources.caches) for problem in task.problems}
         first = [Variant(spec, schedule, default), *(decision.variant for decision in self._in_office.values())]
+        space = SearchSpace(spec, definition, dtype, target.limits, effort.quick)
         self.search = SpecSearch(
-            SearchSpace(spec, definition, dtype, target.limits, effort.quick),
+            space,
             {problem: resources.studies.study(spec, problem, resources.toolchain) for problem in task.problems},
             list(dict.fromkeys([*first, *_neighbours(task, resources.caches)])),
             effort.trials,
             effort.seed,
             effort.strategy,
+            {problem: predictor(space, problem, target) for problem in task.problems},
         )
 
     async def tune(self, has_time: Callable[[], bool]) -> SpecResult:
@@ -197,7 +200,7 @@ class SpecTuner:
         """A noisy comparison does not overwrite what a tune has measured before, and counts as none."""
         conditions = tuple(each.conditions for each in comparisons if each.conditions is not None)
         entry = structs.replace(entry, conditions=conditions or None)
-        disturbed = noise(conditions)
+        disturbed = noise(conditions, [each.rounds_ms for each in comparisons])
         if disturbed:
             self._noisy.add(entry.problem)
             in_office = next((each for each in self._measured_entries() if each.key == entry.key), None)
