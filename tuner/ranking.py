@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
-from itertools import product
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from attnforge.codegen import Config, Schedule
@@ -13,7 +11,7 @@ from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.target import Target
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.search_space import SearchSpace
+from attnforge.tuner.search_space import SearchSpace, values_of
 from attnforge.tuner.static_model import predict
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ RANKED_TRIALS = 8
 """Of a search. After so many the best of the recorded sweep is found to within 1 %, in the mean over its problems; what
 the model does not see is up to what learns from measurements."""
 
+Values = tuple[Choice, ...]
 Predict = Callable[[Config], Mapping[str, float]]
 """The cost of each kernel of a config, in any unit: less is better."""
 
@@ -65,31 +64,32 @@ def ranked(space: SearchSpace, cost: Predict) -> Iterator[Config]:
     The kernels of a backward are launched and timed apart, and the tuner puts the best parts together at the end: so
     the first config joins each kernel's most promising fields, the second one each kernel's second, and so on.
     """
-    costs: dict[Config, float] = {}
-    for shared in product(*(space.choices[field] for field in space.shared_fields)):
-        fields = dict(zip(space.shared_fields, shared, strict=True))
-        for config in _joined(space, fields, cost):
+    found: dict[Config, float] = {}
+    for shared, kernels in _costs(space, cost).items():
+        for config in _joined(space, shared, kernels):
             if space.admits(config):
-                costs.setdefault(config, sum(cost(config).values()))
-    yield from sorted(costs, key=costs.__getitem__)
+                found.setdefault(config, sum(cost(config).values()))
+    yield from sorted(found, key=found.__getitem__)
 
 
-def _joined(space: SearchSpace, shared: dict[str, Choice], cost: Predict) -> Iterator[Config]:
-    """One config for each place of the kernels' rankings; a kernel of fewer choices repeats its best.
+def _costs(space: SearchSpace, cost: Predict) -> dict[Values, dict[str, dict[Values, float]]]:
+    """What each kernel costs, by the values of the shared fields, the kernel, and the values of its own fields."""
+    found: dict[Values, dict[str, dict[Values, float]]] = {}
+    for config in space.configs:
+        kernels = found.setdefault(values_of(config, space.shared_fields), {kernel: {} for kernel in space.kernels})
+        for kernel, fields in space.kernels.items():
+            values = values_of(config, fields)
+            if values not in kernels[kernel]:
+                kernels[kernel][values] = cost(config)[kernel]
+    return found
 
-    A choice that is excluded even beside the first choices of all other kernels is excluded everywhere.
-    """
-    first = {field: values[0] for field, values in space.choices.items()}
-    rankings = []
-    for kernel, names in space.kernels.items():
-        choices = [dict(zip(names, v, strict=True)) for v in product(*(space.choices[name] for name in names))]
-        beside_first = [(space.config({**first, **shared, **fields}), fields) for fields in choices]
-        admitted = [(cost(config)[kernel], fields) for config, fields in beside_first if space.admits(config)]
-        if not admitted:
-            return
-        rankings.append([fields for _, fields in sorted(admitted, key=itemgetter(0))])
-    for place in range(max(map(len, rankings))):
-        fields = dict(shared)
-        for of_kernel in rankings:
-            fields |= of_kernel[place if place < len(of_kernel) else 0]
+
+def _joined(space: SearchSpace, shared: Values, kernels: dict[str, dict[Values, float]]) -> Iterator[Config]:
+    """One config for each place of the kernels' rankings; a kernel of fewer choices repeats its best."""
+    rankings = {kernel: sorted(costs, key=costs.__getitem__) for kernel, costs in kernels.items()}
+    for place in range(max(map(len, rankings.values()))):
+        fields = dict(zip(space.shared_fields, shared, strict=True))
+        for kernel, ranking in rankings.items():
+            values = ranking[place] if place < len(ranking) else ranking[0]
+            fields |= dict(zip(space.kernels[kernel], values, strict=True))
         yield space.config(fields)
