@@ -18,6 +18,7 @@ from attnforge.compilation import Failure, FailureKind
 from attnforge.settings import Settings
 from attnforge.tuner import claimant, storage, study
 from attnforge.tuner.claimant import has_ended, this_process
+from attnforge.tuner.report.sources import read_sources
 from attnforge.tuner.storage import (
     DriverMissingError,
     StorageUnusableError,
@@ -227,3 +228,6 @@ def test_a_target_has_studies_of_its_own_in_a_storage_that_all_share(tmp_path: P
     assert names
     assert all(name.startswith(f"{TARGET.slug}/forward_d64") for name in names)
     assert not (tmp_path / "cache" / "studies").exists()
+    sources = read_sources(Settings(tmp_path / "cache"), None, address)
+    assert [len(each.outcomes) for each in sources.studies] == [2, 2]
+    assert read_sources(Settings(tmp_path / "cache"), None).studies == ()

@@ -14,7 +14,7 @@ from attnforge.codegen import AttentionSpec, CodegenError, DType, Pass, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.storage import STORAGE_ERRORS, sqlite_url
+from attnforge.tuner.storage import STORAGE_ERRORS, StorageUnusableError, open_storage, sqlite_url
 from attnforge.tuner.study import StudiesUnusableError
 from attnforge.tuner.trial import Outcome, outcomes_of
 
@@ -67,20 +67,33 @@ def read_studies(path: Path) -> RecordedStudies:
     if not path.exists():
         return RecordedStudies((), ())
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    studies, unread = [], []
     try:
-        storage = optuna.storages.RDBStorage(
-            sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=True
-        )
-        for name in optuna.get_all_study_names(storage):
-            place = _of_name(name)
-            if place is None:
-                unread.append(name)
-                continue
-            found = _read(optuna.load_study(study_name=name, storage=storage), *place)
-            studies += [found] if found else []
+        options = {"connect_args": {"timeout": 60}}
+        return _read_all(optuna.storages.RDBStorage(sqlite_url(path), options, skip_table_creation=True), "")
     except STORAGE_ERRORS as error:
         raise StudiesUnusableError(path, error) from error
+
+
+def read_shared_studies(url: str, slug: str) -> RecordedStudies:
+    """A target's studies in a storage that tuners share. Raises StorageUnusableError."""
+    try:
+        return _read_all(open_storage(url), f"{slug}/")
+    except STORAGE_ERRORS as error:
+        raise StorageUnusableError(url, error) from error
+
+
+def _read_all(storage: optuna.storages.RDBStorage, prefix: str) -> RecordedStudies:
+    """Those whose names begin with ``prefix``."""
+    studies, unread = [], []
+    for name in optuna.get_all_study_names(storage):
+        if not name.startswith(prefix):
+            continue
+        place = _of_name(name.removeprefix(prefix))
+        if place is None:
+            unread.append(name)
+            continue
+        found = _read(optuna.load_study(study_name=name, storage=storage), *place)
+        studies += [found] if found else []
     studies.sort(key=lambda study: (*place_of(study.spec), study.problem.seqlen_q, study.triton, study.templates))
     return RecordedStudies(tuple(studies), tuple(sorted(unread)))
 
