@@ -58,6 +58,12 @@ def predictor(space: SearchSpace, problem: Problem, target: Target) -> Predict |
     return lambda config: predict(space.spec, config, problem, target)
 
 
+def predictors(spaces: Mapping[Schedule, SearchSpace], problem: Problem, target: Target) -> dict[Schedule, Predict]:
+    """A predictor() for each schedule that the static model knows."""
+    found = {schedule: predictor(space, problem, target) for schedule, space in spaces.items()}
+    return {schedule: predict for schedule, predict in found.items() if predict is not None}
+
+
 def ranked(space: SearchSpace, cost: Predict) -> Iterator[Config]:
     """Configs of a space, what promises most first; not all of them.
 

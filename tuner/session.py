@@ -12,8 +12,7 @@ from math import ceil
 import optuna
 import sqlalchemy
 
-from attnforge.cache.schema import Toolchain
-from attnforge.codegen import TemplateSet
+from attnforge.cache.schema import Versions
 from attnforge.compilation import CompilePool
 from attnforge.tuner.budget import Budget
 from attnforge.tuner.comparer import Comparer
@@ -88,7 +87,7 @@ class Session:
             comparers=comparers,
             pool=self.pool,
             target=identity.target,
-            toolchain=Toolchain(triton=identity.triton, torch=identity.torch, templates=TemplateSet.installed().digest),
+            versions=Versions(identity.triton, identity.torch),
             studies=studies,
             caches=self.keeper.load(identity.target),
             progress=self.progress,
@@ -112,7 +111,7 @@ class Session:
         async with turns:
             if self.fresh:
                 for problem in task.problems:
-                    resources.studies.discard(task.spec, problem, resources.toolchain)
+                    resources.studies.discard(task.spec, problem, resources.versions)
             tuner = SpecTuner(task, resources, place)
             ends = budget.start(task.weight)
             result = await tuner.tune(lambda: not budget.has_passed(ends))

@@ -13,8 +13,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from attnforge.cache.schema import Toolchain
-from attnforge.codegen import AttentionSpec, Variant
+from attnforge.cache.schema import Versions
+from attnforge.codegen import AttentionSpec, Variant, schedules_of
 from attnforge.compilation import Failure
 from attnforge.errors import AttnforgeError
 from attnforge.problem import Problem
@@ -22,7 +22,7 @@ from attnforge.settings import Settings
 from attnforge.target import Target
 from attnforge.tuner.claimant import Heart, has_ended, this_process
 from attnforge.tuner.storage import STORAGE_ERRORS, StorageUnusableError, open_storage, sqlite_url
-from attnforge.tuner.trial import Outcome, outcome_of, running_trial, variant_of
+from attnforge.tuner.trial import Outcome, Templates, outcome_of, running_trial, variant_of
 
 LONGEST_TRIAL_S = 3600.0
 """No trial runs for so long: whoever claimed it died before the first sign of life."""
@@ -58,17 +58,19 @@ class Studies:
         self._heart = Heart(self._storage)
         self._open: list[Study] = []
 
-    def study(self, spec: AttentionSpec, problem: Problem, toolchain: Toolchain) -> Study:
-        """The study of a spec on a problem; other templates or another triton start another one."""
+    def study(self, spec: AttentionSpec, problem: Problem, versions: Versions) -> Study:
+        """The study of a spec on a problem: another triton starts another one, other templates a schedule's part."""
         shape = f"b{problem.batch}_h{problem.heads}x{problem.kv_heads}_q{problem.seqlen_q}_k{problem.seqlen_k}"
-        name = f"{spec.name}/{problem.dtype}_{shape}/templates-{toolchain.templates}/triton-{toolchain.triton}"
-        study = optuna.create_study(study_name=self._prefix + name, storage=self._storage, load_if_exists=True)
-        self._open.append(Study(study, self._storage, self._heart, spec))
+        name = f"{self._prefix}{spec.name}/{problem.dtype}_{shape}/triton-{versions.triton}"
+        study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
+        of_pass = [definition.schedule for definition in schedules_of(spec.pass_)]
+        templates = {schedule: versions.toolchain(schedule, spec.pass_).templates for schedule in of_pass}
+        self._open.append(Study(study, self._storage, self._heart, spec, templates))
         return self._open[-1]
 
-    def discard(self, spec: AttentionSpec, problem: Problem, toolchain: Toolchain) -> None:
+    def discard(self, spec: AttentionSpec, problem: Problem, versions: Versions) -> None:
         """Forget the trials of a study, so that it starts afresh."""
-        study = self.study(spec, problem, toolchain)
+        study = self.study(spec, problem, versions)
         self._open.remove(study)
         optuna.delete_study(study_name=study.name, storage=self._storage)
 
@@ -95,12 +97,18 @@ class Study:
     """
 
     def __init__(
-        self, study: optuna.Study, storage: optuna.storages.BaseStorage, heart: Heart, spec: AttentionSpec
+        self,
+        study: optuna.Study,
+        storage: optuna.storages.BaseStorage,
+        heart: Heart,
+        spec: AttentionSpec,
+        templates: Templates,
     ) -> None:
         self._study = study
         self._storage = storage
         self._heart = heart
         self._spec = spec
+        self.templates = templates
         self._id = storage.get_study_id_from_name(study.study_name)
         self._owner = this_process()
         self._claims: dict[Variant, int] = {}
@@ -138,7 +146,7 @@ class Study:
             return True
         if variant in self.outcomes or variant in self.elsewhere:
             return False
-        trial = running_trial(variant, owner=self._owner, since=time.time())
+        trial = running_trial(variant, self.templates, owner=self._owner, since=time.time())
         trial_id = self._storage.create_new_trial(self._id, trial)
         self._claims[variant] = trial_id
         self._heart.add(trial_id)
@@ -159,7 +167,7 @@ class Study:
             if trial.number in self._read or not trial.state.is_finished():
                 continue
             self._read.add(trial.number)
-            variant, outcome = variant_of(trial, self._spec), outcome_of(trial)
+            variant, outcome = self._variant(trial), outcome_of(trial)
             if variant is not None and outcome is not None and variant not in self.outcomes:
                 self.outcomes[variant] = self._news[variant] = outcome
 
@@ -198,6 +206,9 @@ class Study:
         for variant in tuple(self._claims):
             self._give_up(variant)
 
+    def _variant(self, trial: FrozenTrial) -> Variant | None:
+        return variant_of(trial, self._spec, self.templates)
+
     def _give_up(self, variant: Variant) -> None:
         trial_id = self._claims.pop(variant)
         self._heart.remove(trial_id)
@@ -215,7 +226,7 @@ class Study:
         mine = {variant: own.get(trial_id) for variant, trial_id in self._claims.items()}
         found = []
         for number, trial in running.items():
-            variant = None if trial._trial_id in own else variant_of(trial, self._spec)
+            variant = None if trial._trial_id in own else self._variant(trial)
             if variant is not None:
                 own_number = mine.get(variant)
                 found += [variant] if own_number is None or number < own_number else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,21 +19,31 @@ LARGEST_SIZE = 1 << 20
 """Above any integer tunable: Optuna wants bounds, and the same ones each time."""
 
 
-def running_trial(variant: Variant, **user_attrs: object) -> FrozenTrial:
+Templates = Mapping[Schedule, str]
+"""Digest of each schedule's templates, see Toolchain: trials that were made with others are of no use."""
+
+
+def running_trial(variant: Variant, templates: Templates, **user_attrs: object) -> FrozenTrial:
     """A trial of a variant that begins now, to be stored."""
     fields = fields_of(variant.config)
     return create_trial(
         state=TrialState.RUNNING,
         params={f"{variant.schedule}.{field}": _plain(value) for field, value in fields.items()},
         distributions={f"{variant.schedule}.{field}": _distribution(value) for field, value in fields.items()},
-        user_attrs={"schedule": str(variant.schedule), **user_attrs},
+        user_attrs={
+            "schedule": str(variant.schedule),
+            "templates": templates[variant.schedule],
+            **user_attrs,
+        },
     )
 
 
-def variant_of(trial: FrozenTrial, spec: AttentionSpec) -> Variant | None:
-    """What a stored trial tries; None when that no longer exists, or is none of the tuner's."""
+def variant_of(trial: FrozenTrial, spec: AttentionSpec, templates: Templates) -> Variant | None:
+    """What a stored trial tries; None when that no longer exists, has other templates, or is none of the tuner's."""
     try:
         schedule = Schedule(trial.user_attrs["schedule"])
+        if trial.user_attrs["templates"] != templates[schedule]:
+            return None
         fields = {name.removeprefix(f"{schedule}."): value for name, value in trial.params.items()}
         config: Config = msgspec.convert(fields, config_type(schedule, spec.pass_))
         return Variant(spec, schedule, config)
@@ -52,15 +62,22 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
     return outcome
 
 
-def outcomes_of(trials: Iterable[FrozenTrial], spec: AttentionSpec) -> dict[Variant, Outcome]:
-    """What came of all trials that are finished, in their order."""
+def outcomes_of(trials: Iterable[FrozenTrial], spec: AttentionSpec, templates: Templates) -> dict[Variant, Outcome]:
+    """What came of all trials that are finished and made with the templates, in their order."""
     found: dict[Variant, Outcome] = {}
     for trial in trials:
         outcome = outcome_of(trial)
-        variant = None if outcome is None else variant_of(trial, spec)
+        variant = None if outcome is None else variant_of(trial, spec, templates)
         if outcome is not None and variant is not None:
             found.setdefault(variant, outcome)
     return found
+
+
+def last_templates(trials: Iterable[FrozenTrial]) -> dict[Schedule, str]:
+    """Those of each schedule's last finished trial."""
+    recorded = [trial.user_attrs for trial in trials if outcome_of(trial) is not None]
+    known = [attrs for attrs in recorded if attrs["schedule"] in set(Schedule)]
+    return {Schedule(attrs["schedule"]): str(attrs["templates"]) for attrs in known}
 
 
 def _plain(value: Choice) -> Any:

@@ -20,9 +20,10 @@ class Tile(np.ndarray):  # type: ignore[type-arg]
 
     type = SimpleNamespace(layout=None)
 
-    def to(self, dtype: Any) -> Tile:
-        """Rounded; computed on in fp32 all the same."""
-        return tile(self.astype(dtype).astype(np.float32))
+    def to(self, dtype: Any, bitcast: bool = False) -> Tile:
+        """Rounded; floats are computed on in fp32 all the same."""
+        cast = np.ascontiguousarray(self).view(dtype) if bitcast else self.astype(dtype)
+        return tile(cast.astype(np.float32) if np.issubdtype(dtype, np.floating) else cast)
 
 
 def tile(value: Any) -> Tile:
@@ -173,4 +174,7 @@ class Pointer:
         return Pointer(self.tensor, self.offsets + other)
 
     def store(self, values: Any, mask: Any) -> None:
-        self.tensor.numpy().reshape(-1)[np.asarray(self.offsets)[mask]] = values[mask]
+        offsets = np.asarray(self.offsets)[mask]
+        if offsets.size and (offsets.min() < 0 or offsets.max() >= self.tensor.numel()):
+            raise ProtocolError("a store out of bounds")
+        self.tensor.numpy().reshape(-1)[offsets] = values[mask]

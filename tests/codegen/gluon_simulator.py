@@ -46,6 +46,7 @@ class Machine:
         self._loads: list[Callable[[], None]] = []
         self._threads: dict[threading.Thread, threading.Semaphore] = {}
         self._wgmmas: dict[threading.Thread, list[InFlight]] = {}
+        self._stores: dict[threading.Thread, list[Callable[[], None]]] = {}
         self._named: dict[int, list[int]] = {}
         self._buffers: list[Buffer] = []
         self._idle = 0
@@ -65,7 +66,7 @@ class Machine:
         for function, arguments in partitions:
             thread = threading.Thread(target=self._run, args=(function, arguments), daemon=True)
             self._threads[thread] = threading.Semaphore(0)
-            self._wgmmas[thread] = []
+            self._wgmmas[thread], self._stores[thread] = [], []
             thread.start()
         self._pick().release()
         self._done.acquire()
@@ -82,6 +83,8 @@ class Machine:
                 function(*arguments)
                 if self._wgmmas[me]:
                     raise ProtocolError("a wgmma is never waited for")
+                if self._stores[me]:
+                    raise ProtocolError("a TMA store is never waited for")
         except StoppedError:
             pass
         except BaseException as error:
@@ -149,8 +152,21 @@ class Machine:
         """A TMA store."""
         if view.buffer.unfenced_writer is not None:
             raise ProtocolError("a TMA store reads what no fence has published")
-        target, source = descriptor.boxes([int(each) for each in start])
-        descriptor.base.numpy()[target] = view.buffer.data[source]
+        view.buffer.readers += 1
+
+        def leave() -> None:
+            target, source = descriptor.boxes([int(each) for each in start])
+            descriptor.base.numpy()[target] = view.buffer.data[source]
+            view.buffer.readers -= 1
+
+        self._stores[threading.current_thread()].append(leave)
+
+    def store_wait(self, outstanding: int) -> None:
+        """Until at most so many of this partition's TMA stores have still to read."""
+        self.switch()
+        queue = self._stores[threading.current_thread()]
+        while len(queue) > outstanding:
+            queue.pop(0)()
 
     def multiply(self, a: Any, b: View, acc: Any, use_acc: bool = True, is_async: bool = False) -> InFlight:
         """wgmma."""
@@ -169,7 +185,10 @@ class Machine:
         return results[0] if len(results) == 1 else results
 
     def assembly(self, text: str, _: str, arguments: Sequence[Any], **options: Any) -> Any:
-        """A named barrier, or an identity."""
+        """A named barrier, two 16-bit floats in one integer, or an identity."""
+        if text.startswith("cvt.rn.f16x2.f32"):
+            even, odd = (np.asarray(each).astype(np.float16).view(np.uint16).astype(np.uint32) for each in arguments)
+            return tile(even | odd << 16)
         found = re.match(r"bar\.(sync|arrive) (\d+), 256;", text)
         if found is None:
             return arguments[0]
@@ -217,7 +236,8 @@ def _gluon(machine: Machine) -> SimpleNamespace:
     reduced = {"sum": np.sum, "max": np.max}
     language = SimpleNamespace(
         constexpr=pieces.constexpr, static_range=range, float16=np.float16, bfloat16=None, float32=np.float32,
-        int32=np.int32, int64=np.int64, NVMMADistributedLayout=Layout, SliceLayout=Layout, DotOperandLayout=Layout,
+        int32=np.int32, uint16=np.uint16, uint32=np.uint32, int64=np.int64,
+        NVMMADistributedLayout=Layout, SliceLayout=Layout, DotOperandLayout=Layout,
         NVMMASharedLayout=SimpleNamespace(get_default_for=lambda *_: Layout()),
         allocate_shared_memory=machine.allocate, warp_specialize=machine.specialize,
         inline_asm_elementwise=machine.assembly,
@@ -228,6 +248,7 @@ def _gluon(machine: Machine) -> SimpleNamespace:
         where=lambda test, yes, no: tile(np.where(test, yes, no)) if np.ndim(test) else (no, yes)[bool(test)],
         minimum=lambda a, b: np.minimum(a, b) if np.ndim(a) else min(a, b),
         maximum=lambda a, b: np.maximum(a, b) if np.ndim(a) else max(a, b),
+        split=lambda x: (x[..., 0], x[..., 1]), join=lambda *parts: tile(np.stack(parts, -1)),
         exp2=np.exp2, log2=np.log2, reshape=np.reshape, expand_dims=lambda x, axis: np.expand_dims(x, axis),
         convert_layout=lambda x, layout, assert_trivial=False: x, cast=lambda value, dtype: value,
         store=Pointer.store,
@@ -240,6 +261,6 @@ def _gluon(machine: Machine) -> SimpleNamespace:
             MBarrierLayout=BarrierLayout, init=Barrier.start, expect=Barrier.expect, arrive=Barrier.arrive,
             wait=lambda barrier, phase: machine.wait_until(lambda: barrier.phase != phase),
         ),
-        tma=SimpleNamespace(async_load=machine.load, async_store=machine.store, store_wait=lambda _: None),
+        tma=SimpleNamespace(async_load=machine.load, async_store=machine.store, store_wait=machine.store_wait),
     )  # fmt: skip
     return SimpleNamespace(jit=jit, constexpr_function=jit, language=language, hopper=hopper)

@@ -1,4 +1,4 @@
-"""Searches the committed sweep instead of a GPU: ``python -m tests.tuner.replay [--plot FILE]``.
+"""Searches the committed sweep of the portable schedule, not a GPU: ``python -m tests.tuner.replay [--plot FILE]``.
 
 Prints for every strategy by how much the best found is slower than the sweep's best, after so many trials and after a
 tenth of those that an exhaustive search takes: the median over problems and seeds, the mean and the worst. Searches
@@ -19,7 +19,7 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 
-from attnforge.codegen import AttentionSpec, Config, DType, Pass, default_config, fields_of, schedule_of
+from attnforge.codegen import AttentionSpec, Config, DType, Pass, Schedule, fields_of, schedule_of
 from attnforge.codegen.schedules.base import Choice
 from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Problem
@@ -89,8 +89,7 @@ def replayed_spaces() -> Iterator[SweptSpace]:
     for sweep in sweeps():
         by_problem[sweep.spec, sweep.problem].append(sweep)
     for (spec, problem), swept in by_problem.items():
-        schedule, _ = default_config(spec, DType.BF16, H200.limits)
-        definition = schedule_of(schedule, spec.pass_)
+        definition = schedule_of(Schedule.PORTABLE, spec.pass_)
         if len(swept) == len(definition.kernels):
             yield SweptSpace(spec, definition, DType.BF16, H200.limits, problem=problem, swept=tuple(swept))
 
@@ -103,8 +102,7 @@ def regrets(space: SweptSpace, make: Maker, seed: int, trials: int, starts_with_
     strategy, known = make(space, seed), set[Config]()
     best: dict[str, float] = {}
     least = sum(min(times.values()) for times in space.relative_ms.values())
-    default = default_config(space.spec, DType.BF16, H200.limits)[1]
-    config = default if starts_with_default else strategy.propose(known)
+    config = space.default if starts_with_default else strategy.propose(known)
     found = []
     for _ in range(trials):
         if config is None:

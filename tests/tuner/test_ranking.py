@@ -2,10 +2,10 @@ from itertools import islice
 
 import pytest
 
-from attnforge.codegen import AttentionSpec, Config, DType, Pass, default_config, schedule_of
+from attnforge.codegen import AttentionSpec, Config, DType, Pass, Schedule, schedule_of
 from attnforge.compilation import Failure, FailureKind
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.ranking import RankedStart, predictor, ranked
+from attnforge.tuner.ranking import RankedStart, predictor, predictors, ranked
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.task import self_attention
 from tests.tuner.fake_device import TARGET
@@ -13,9 +13,8 @@ from tests.tuner.fake_device import TARGET
 FAILURE = Failure(FailureKind.COMPILE, "refused")
 
 
-def space_of(pass_: Pass, head_dim: int) -> SearchSpace:
+def space_of(pass_: Pass, head_dim: int, schedule: Schedule = Schedule.PORTABLE) -> SearchSpace:
     spec = AttentionSpec(pass_=pass_, head_dim=head_dim, head_dim_v=head_dim, causal=True)
-    schedule, _ = default_config(spec, DType.BF16, TARGET.limits)
     return SearchSpace(spec, schedule_of(schedule, pass_), DType.BF16, TARGET.limits)
 
 
@@ -31,6 +30,12 @@ def test_ranked_configs_are_admitted_different_and_in_order(pass_: Pass, head_di
     totals = [sum(cost(config).values()) for config in found]
     assert totals == sorted(totals)
     assert totals[0] == min(sum(cost(config).values()) for config in space.configs)
+
+
+def test_schedules_that_the_model_does_not_know_have_no_ranking() -> None:
+    problem = self_attention(128, 4096, DType.BF16)
+    spaces = {schedule: space_of(Pass.FORWARD, 128, schedule) for schedule in (Schedule.PORTABLE, Schedule.HOPPER)}
+    assert list(predictors(spaces, problem, TARGET)) == [Schedule.PORTABLE]
 
 
 class Listener:

@@ -29,7 +29,7 @@ from attnforge.tuner.storage import (
 )
 from attnforge.tuner.study import Studies, Study
 from tests.tuner import fake_tune, postgresql
-from tests.tuner.fake_device import TARGET, TOOLCHAIN, Script
+from tests.tuner.fake_device import TARGET, VERSIONS, Script
 from tests.tuner.fake_tune import TASKS, session_of
 from tests.tuner.test_study import MEASUREMENT, OTHER, PROBLEM, SPEC, VARIANT
 
@@ -53,7 +53,7 @@ def host_of(url: str) -> Studies:
 
 
 def study_of(host: Studies) -> Study:
-    return host.study(SPEC, PROBLEM, TOOLCHAIN)
+    return host.study(SPEC, PROBLEM, VERSIONS)
 
 
 def test_of_two_hosts_one_gets_a_config_and_the_other_its_outcome(url: str) -> None:

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import optuna
 
-from attnforge.codegen import AttentionSpec, CodegenError, DType, Pass, Variant
+from attnforge.codegen import AttentionSpec, CodegenError, DType, Pass, Schedule, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.storage import STORAGE_ERRORS, StorageUnusableError, open_storage, sqlite_url
 from attnforge.tuner.study import StudiesUnusableError
-from attnforge.tuner.trial import Outcome, outcomes_of
+from attnforge.tuner.trial import Outcome, last_templates, outcomes_of
 
 # As Studies.study() and AttentionSpec.name make them.
 _STUDY_NAME = re.compile(
     r"(?P<pass>forward|backward)_d(?P<head_dim>\d+)(x(?P<head_dim_v>\d+))?_(?P<mask>causal|full)"
     r"/(?P<dtype>[a-z0-9]+)_b(?P<batch>\d+)_h(?P<heads>\d+)x(?P<kv_heads>\d+)_q(?P<seqlen_q>\d+)_k(?P<seqlen_k>\d+)"
-    r"/templates-(?P<templates>[^/]+)/triton-(?P<triton>.+)"
+    r"/triton-(?P<triton>.+)"
 )
 
 
@@ -33,7 +33,8 @@ class RecordedStudy:
     spec: AttentionSpec
     problem: Problem
     triton: str
-    templates: str
+    templates: Mapping[Schedule, str]
+    """Digests by schedule: of the last trials, which alone are read."""
     outcomes: Mapping[Variant, Outcome]
     """In the order in which they finished; there is at least one."""
     began: datetime
@@ -94,7 +95,7 @@ def _read_all(storage: optuna.storages.RDBStorage, prefix: str) -> RecordedStudi
             continue
         found = _read(optuna.load_study(study_name=name, storage=storage), *place)
         studies += [found] if found else []
-    studies.sort(key=lambda study: (*place_of(study.spec), study.problem.seqlen_q, study.triton, study.templates))
+    studies.sort(key=lambda study: (*place_of(study.spec), study.problem.seqlen_q, study.triton))
     return RecordedStudies(tuple(studies), tuple(sorted(unread)))
 
 
@@ -103,8 +104,8 @@ def place_of(spec: AttentionSpec) -> tuple[int, int, int, bool]:
     return list(Pass).index(spec.pass_), spec.head_dim, spec.head_dim_v, spec.causal
 
 
-def _of_name(name: str) -> tuple[AttentionSpec, Problem, str, str] | None:
-    """Spec, problem, triton and templates of a study's name; None when it is none of the tuner's."""
+def _of_name(name: str) -> tuple[AttentionSpec, Problem, str] | None:
+    """Spec, problem and triton of a study's name; None when it is none of the tuner's."""
     found = _STUDY_NAME.fullmatch(name)
     if found is None:
         return None
@@ -117,16 +118,15 @@ def _of_name(name: str) -> tuple[AttentionSpec, Problem, str, str] | None:
             head_dim_v=int(found["head_dim_v"] or head_dim),
             causal=found["mask"] == "causal",
         )
-        return spec, Problem(**sizes, dtype=DType(found["dtype"])), found["triton"], found["templates"]
+        return spec, Problem(**sizes, dtype=DType(found["dtype"])), found["triton"]
     except (CodegenError, ValueError):
         return None
 
 
-def _read(
-    study: optuna.Study, spec: AttentionSpec, problem: Problem, triton: str, templates: str
-) -> RecordedStudy | None:
+def _read(study: optuna.Study, spec: AttentionSpec, problem: Problem, triton: str) -> RecordedStudy | None:
     trials = study.get_trials(deepcopy=False)
-    outcomes = outcomes_of(trials, spec)
+    templates = last_templates(trials)
+    outcomes = outcomes_of(trials, spec, templates)
     dates = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     if not outcomes or not dates:
         return None
