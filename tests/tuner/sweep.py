@@ -1,4 +1,4 @@
-"""The committed sweep of an H200, as configs with their measured speed."""
+"""The committed sweep of an H200, as configs of the portable schedule with their measured speed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnforge.codegen import AttentionSpec, Config, DType, HeadDimSplit, Pass, default_config
+from attnforge.codegen import AttentionSpec, Config, DType, HeadDimSplit, Pass, Schedule, schedule_of
 from attnforge.codegen.schedules.portable.config import DKDV_FIELDS, DQ_FIELDS, TILE_FIELDS
 from attnforge.compilation import KernelReport
 from attnforge.problem import Problem
@@ -56,7 +56,7 @@ def sweeps() -> Iterator[Sweep]:
 
 
 def _sample(kernel: str, spec: AttentionSpec, row: dict[str, Any]) -> Sample:
-    _, default = default_config(spec, DType.BF16, H200.limits)
+    default = schedule_of(Schedule.PORTABLE, spec.pass_).default(spec, DType.BF16, H200.limits)
     fields = {"forward": TILE_FIELDS, "dkdv": DKDV_FIELDS, "dq": DQ_FIELDS}[kernel]
     swept = {field: row[field.removeprefix(f"{kernel}_")] for field in fields}
     values = {field: getattr(default, field) for field in default.__dataclass_fields__} | swept
