@@ -16,7 +16,7 @@ from tests.runtime.cache.entries import ARCH, GPU, LATE, a_cache, a_config, meas
 @pytest.fixture
 def caches(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTNFORGE_CACHE_DIR", str(tmp_path / "user"))
-    return TunedCacheStore(Settings.from_environment())
+    return TunedCacheStore(Settings.from_environment(), tmp_path / "shipped")
 
 
 @pytest.fixture(autouse=True)

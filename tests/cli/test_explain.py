@@ -7,7 +7,7 @@ from attnforge import cli
 from attnforge.cache.document import encode
 from attnforge.cache.schema import Toolchain, TunedEntry
 from attnforge.cache.store import TunedCacheStore
-from attnforge.codegen import DType, Limits, Pass, Schedule, default_config, schedules
+from attnforge.codegen import DType, Limits, Pass, Schedule, default_config
 from attnforge.target import Target
 from tests.runtime.cache.entries import ARCH, GPU, a_cache, a_config, a_spec, measured, predicted, put
 
@@ -46,7 +46,7 @@ def write(path: Path, *entries: TunedEntry, target: Target = ARCH) -> None:
 
 def test_what_was_never_tuned_gets_the_default_config(explain: Explain, tuned_dir: Path) -> None:
     status, said, _ = explain(*CALL)
-    _, default = default_config(a_spec(), DType.BF16, Limits("sm_90", 232448))
+    schedule, default = default_config(a_spec(), DType.BF16, Limits("sm_90", 232448))
     assert status == 0
     assert said["spec"] == "forward_d128_causal"
     sizes = "batch 4, heads 16, kv_heads 16, seqlen_q 4096, seqlen_k 4096, dtype bfloat16"
@@ -57,7 +57,7 @@ def test_what_was_never_tuned_gets_the_default_config(explain: Explain, tuned_di
     assert said["measured, exact"] == said["predicted, nearest"] == "no"
     assert said["default"] == f"yes, {default.name}"
     assert said["decision"].startswith("default: nothing usable is tuned for forward_d128_causal on sm_90")
-    assert said["variant"] == f"portable/forward_d128_causal/{default.name}"
+    assert said["variant"] == f"{schedule}/forward_d128_causal/{default.name}"
 
 
 def test_a_tuned_entry_is_found_step_by_step(explain: Explain, tuned_dir: Path) -> None:
@@ -112,7 +112,7 @@ def test_where_the_kernel_comes_from_is_told(explain: Explain) -> None:
         cli.main(["generate", "--head-dim", "72", "--target", "sm_90"])
     _, said, _ = explain("--shape", "4,16,4096,72", "--target", "sm_90")
     assert said["kernel"].endswith("(rendered)")
-    assert "/user/kernels/portable/forward_d72_full/" in said["kernel"]
+    assert "/user/kernels/hopper/forward_d72_full/" in said["kernel"]
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,8 @@ def test_a_mistake_is_one_clear_error(explain: Explain, arguments: tuple[str, ..
     assert "Traceback" not in error
 
 
-def test_beside_a_decision_that_not_every_layout_gets_it_names_what_others_get(
-    explain: Explain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "otherwise" not in explain(*CALL)[1]
-    monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
+def test_beside_a_decision_that_not_every_layout_gets_it_names_what_others_get(explain: Explain) -> None:
+    assert "otherwise" not in explain(*CALL[:-1], "sm_80")[1]
     _, said, _ = explain(*CALL)
     assert said["variant"].startswith("hopper/forward_d128_causal/")
     assert said["otherwise"].startswith("for tensors that TMA cannot address: portable/forward_d128_causal/")

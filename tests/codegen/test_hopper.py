@@ -2,6 +2,7 @@ import ast
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from attnforge.codegen import (
     Schedule,
     Variant,
     default_config,
+    default_configs,
     render,
     schedule_of,
 )
@@ -59,9 +61,17 @@ def test_it_is_for_sm_90_and_equal_head_dims() -> None:
     assert "192 and 128" in (HOPPER.supports(a_spec(192, head_dim_v=128), SM_90) or "")
 
 
-@pytest.mark.parametrize("limits", LIMITS)
-def test_it_is_nobodys_default(limits: Limits) -> None:
-    assert default_config(a_spec(), DType.BF16, limits)[0] is Schedule.PORTABLE
+def test_it_is_sm_90s_default_forward_where_it_was_measured_and_portable_comes_next() -> None:
+    for head_dim in HEAD_DIMS:
+        for causal, dtype in product((False, True), (DType.FP16, DType.BF16)):
+            found = [schedule for schedule, _ in default_configs(a_spec(head_dim, causal), dtype, SM_90)]
+            assert found == [Schedule.HOPPER, Schedule.PORTABLE][head_dim < 64 :]
+    backward = replace(a_spec(), pass_=Pass.BACKWARD)
+    for spec, dtype in ((a_spec(), DType.FP32), (a_spec(192, head_dim_v=128), DType.BF16), (backward, DType.BF16)):
+        assert default_config(spec, dtype, SM_90)[0] is Schedule.PORTABLE
+    for limits in LIMITS:
+        if limits.arch != "sm_90":
+            assert default_config(a_spec(), DType.BF16, limits)[0] is Schedule.PORTABLE
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)

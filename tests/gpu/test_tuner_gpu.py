@@ -110,7 +110,7 @@ def test_an_illegal_access_and_a_hang_cost_one_trial(seqlen: int, kind: FailureK
 
 def test_a_tune_ends_in_an_exact_decision(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
-    store = TunedCacheStore(settings)
+    store = TunedCacheStore(settings, tmp_path / "shipped")
     spec = default_of(Pass.FORWARD).spec
     session = Session(
         tasks=tasks([spec], [1024, 4096], DType.BF16),
@@ -138,7 +138,7 @@ def test_on_sm_90_a_tune_tries_both_schedules_of_a_forward(tmp_path: Path) -> No
     session = Session(
         tasks=[task],
         effort=Effort(trials=6, budget_s=180.0, quick=True, jobs=4),
-        keeper=Keeper(settings, TunedCacheStore(settings)),
+        keeper=Keeper(settings, TunedCacheStore(settings, tmp_path / "shipped")),
         measurer=Measurer(),
         pool=CompilePool(4),
         progress=PlainProgress(Console(quiet=True), 1),

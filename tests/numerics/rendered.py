@@ -14,8 +14,8 @@ from attnforge.codegen import (
     Schedule,
     TemplateSet,
     Variant,
-    default_config,
     render,
+    schedule_of,
 )
 from attnforge.kernels import KernelSource, Origin
 
@@ -33,8 +33,8 @@ def variant_of(
     block_n: int = TILE // 2,
     split: HeadDimSplit = HeadDimSplit.CHUNKS,
 ) -> Variant:
-    """The default config with small tiles, and without what the interpreter cannot do."""
-    _, config = default_config(spec, DType.FP16, Limits("sm_90", 227 << 10))
+    """Portable's default config with small tiles, and without what the interpreter cannot do."""
+    config = schedule_of(Schedule.PORTABLE, spec.pass_).default(spec, DType.FP16, Limits("sm_90", 227 << 10))
     changed: dict[str, object] = {"head_dim_split": split}
     for field in fields(config):
         if field.name.endswith("block_m"):

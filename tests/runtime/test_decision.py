@@ -12,6 +12,8 @@ from attnforge.target import Target
 from tests.runtime.cache.entries import EARLY, LATE, a_cache, a_config, a_problem, a_spec, measured, predicted
 
 SM_90 = Target.for_arch("sm_90")
+SM_80 = Target.for_arch("sm_80")
+"""Where the default is portable, of which predictions are."""
 HERE = Toolchain(triton="3.6.0", torch="2.11.0", templates="0" * 16)
 ELSEWHERE = Toolchain(triton="3.7.0", torch="2.12.0", templates="0" * 16)
 PROBLEM = a_problem(4096)
@@ -34,9 +36,11 @@ def caches(*files: tuple[TunedEntry, ...]) -> list[LoadedCache]:
     return [LoadedCache(Path(f"/caches/{index}.yaml"), Origin.USER, a_cache(*file)) for index, file in enumerate(files)]
 
 
-def decided(*files: tuple[TunedEntry, ...], problem: Problem = PROBLEM) -> tuple[DecisionKind, int, str | None]:
+def decided(
+    *files: tuple[TunedEntry, ...], problem: Problem = PROBLEM, target: Target = SM_90
+) -> tuple[DecisionKind, int, str | None]:
     """Kind, block_m and file of the decision."""
-    decision = decide(a_spec(), problem, SM_90, caches(*files))
+    decision = decide(a_spec(), problem, target, caches(*files))
     path = decision.cache_path
     return decision.kind, decision.variant.config.block_m, path and path.stem  # type: ignore[attr-defined]
 
@@ -75,8 +79,8 @@ def test_an_entry_of_a_wider_dtype_does_not_serve() -> None:
 
 
 def test_measured_goes_before_predicted_however_near() -> None:
-    assert decided((GUESS,), (FAR,)) == (DecisionKind.NEAREST, 128, "1")
-    assert decided((GUESS,)) == (DecisionKind.EXACT, 256, "0")
+    assert decided((GUESS,), (FAR,), target=SM_80) == (DecisionKind.NEAREST, 128, "1")
+    assert decided((GUESS,), target=SM_80) == (DecisionKind.EXACT, 256, "0")
 
 
 def test_among_equals_the_first_cache_wins() -> None:
@@ -101,7 +105,7 @@ def test_an_entry_of_another_toolchain_is_not_exact_but_serves() -> None:
     ],
 )
 def test_the_reason_is_in_words(entry: TunedEntry, reason: str) -> None:
-    decision = decide(a_spec(), PROBLEM, SM_90, caches((entry,)))
+    decision = decide(a_spec(), PROBLEM, SM_80, caches((entry,)))
     assert decision == Decision(entry.variant, decision.kind, reason, entry, Path("/caches/0.yaml"))
 
 

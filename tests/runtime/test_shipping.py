@@ -68,8 +68,10 @@ def test_what_is_wanted_holds_the_defaults_and_the_manifest_of_all(tmp_path: Pat
     manifest = json.loads(wanted.pop("manifest.json"))
     defaults = default_variants(shipped_specs(), [Target.for_arch(arch) for arch in ARCHS])
     assert set(wanted) == {f"kernels/{variant.path}" for variant in defaults}
+    assert {variant.schedule for variant in defaults} == set(Schedule)
     assert manifest["template_digests"] == {
-        f"portable {pass_}": TemplateSet.installed().digest_of(schedule_of(Schedule.PORTABLE, pass_)) for pass_ in Pass
+        f"{schedule} {pass_}": TemplateSet.installed().digest_of(schedule_of(schedule, pass_))
+        for schedule, pass_ in {(variant.schedule, variant.spec.pass_) for variant in defaults}
     }
     assert manifest["files"] == {path: hashlib.sha256(content).hexdigest() for path, content in wanted.items()}
 

@@ -25,7 +25,7 @@ VERSIONS = Versions.installed()
 IDENTITY = Identity(TARGET, triton=VERSIONS.triton, torch=VERSIONS.torch)
 BEST = {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2}
 """What every portable kernel is fastest with; no default config."""
-HOPPER_BEST = {"stages": 3, "persistent": True}
+HOPPER_BEST = {"stages": 2, "anchor": True}
 """What hopper's is, at twice that speed; no default config either."""
 
 

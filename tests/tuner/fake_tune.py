@@ -22,7 +22,7 @@ from tests.tuner.fake_device import Script
 
 HERE = Path(__file__).parent
 SPECS = [
-    AttentionSpec(pass_=pass_, head_dim=64, head_dim_v=64, causal=causal) for pass_ in Pass for causal in (False, True)
+    AttentionSpec(pass_=pass_, head_dim=32, head_dim_v=32, causal=causal) for pass_ in Pass for causal in (False, True)
 ]
 TASKS = tasks(SPECS, (1024, 4096), DType.BF16)
 

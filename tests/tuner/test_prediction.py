@@ -9,7 +9,7 @@ from rich.console import Console
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
 from attnforge.cache.store import TunedCacheStore
 from attnforge.cli.tune import INTERPRETING
-from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, default_config, schedules
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, default_config
 from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, KernelReport
 from attnforge.settings import Settings
 from attnforge.target import Target
@@ -149,12 +149,14 @@ def test_the_whole_of_it_on_a_small_spec(tmp_path: Path) -> None:
 
 
 def test_predictions_are_of_portable_and_only_where_it_is_the_default(
-    monkeypatch: pytest.MonkeyPatch, prediction: SpecPrediction
+    prediction: SpecPrediction,
 ) -> None:
-    forward = AttentionSpec(pass_=Pass.FORWARD, head_dim=128, head_dim_v=128, causal=False)
-    todo = tasks([forward, SPEC], [4096], DType.BF16)
-    assert [is_predictable(task, SM_90) for task in todo] == [True, True]
-    monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
-    assert [is_predictable(task, SM_90) for task in todo] == [task.spec.pass_ is Pass.BACKWARD for task in todo]
-    made = SpecPrediction(todo[0], SM_90, prediction.toolchain, prediction.pool, asyncio.Queue(), compilations=2)
+    forward, narrow = (
+        AttentionSpec(pass_=Pass.FORWARD, head_dim=head_dim, head_dim_v=head_dim, causal=False) for head_dim in (128, 32)
+    )
+    todo = tasks([forward, narrow, SPEC], [4096], DType.BF16)
+    assert {task.spec: is_predictable(task, SM_90) for task in todo} == {forward: False, narrow: True, SPEC: True}
+    assert all(is_predictable(task, Target.for_arch("sm_80")) for task in todo)
+    (task,) = (task for task in todo if task.spec == forward)
+    made = SpecPrediction(task, SM_90, prediction.toolchain, prediction.pool, asyncio.Queue(), compilations=2)
     assert made.default.schedule is Schedule.PORTABLE

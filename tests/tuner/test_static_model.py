@@ -3,7 +3,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from attnforge.codegen import AttentionSpec, Config, DType, HeadDimSplit, Pass, default_config
+from attnforge.codegen import AttentionSpec, Config, DType, HeadDimSplit, Pass, Schedule, default_config, schedule_of
 from attnforge.compilation import KernelReport
 from attnforge.target import Target
 from attnforge.tuner.static_model import predict
@@ -17,7 +17,7 @@ def spec_of(pass_: Pass, head_dim: int = 80, causal: bool = False) -> AttentionS
 
 
 def default_of(spec: AttentionSpec) -> Config:
-    return default_config(spec, DType.BF16, SM_90.limits)[1]
+    return schedule_of(Schedule.PORTABLE, spec.pass_).default(spec, DType.BF16, SM_90.limits)
 
 
 def cycles(spec: AttentionSpec, config: Config, report: KernelReport | None = None, seqlen: int = 4096) -> float:

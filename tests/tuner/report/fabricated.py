@@ -7,7 +7,7 @@ from math import log2
 
 from attnforge.cache.schema import Source, Toolchain, TunedEntry, Versions
 from attnforge.cache.store import TunedCacheStore
-from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, default_config, fields_of
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, fields_of
 from attnforge.codegen.schedules.portable import BACKWARD, FORWARD
 from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Bucket, Problem
@@ -61,16 +61,16 @@ def record_study(
     failures: Sequence[Failure] = FAILURES,
     versions: Versions = VERSIONS,
 ) -> dict[Variant, Outcome]:
-    """A study whose first trial is the default config and whose every fifth trial fails."""
+    """A study of portable whose first trial is its default config and whose every fifth trial fails."""
     noise = random.Random(trials)
-    schedule, config = default_config(spec, problem.dtype, target.limits)
     definition = FORWARD if spec.pass_ is Pass.FORWARD else BACKWARD
-    configs = list(SearchSpace(spec, definition, problem.dtype, target.limits).configs)
+    space = SearchSpace(spec, definition, problem.dtype, target.limits)
+    config, configs = space.default, list(space.configs)
     noise.shuffle(configs)
     ordered = [config, *(each for each in configs if each != config)][:trials]
     study = Studies(settings, target).study(spec, problem, versions)
     for place, each in enumerate(ordered):
-        variant = Variant(spec, schedule, each)
+        variant = space.variant(each)
         failed = failures and place % 5 == 4
         study.record(
             variant,
