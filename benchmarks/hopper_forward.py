@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, default_config
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant
 from attnforge.codegen.schedules import schedule_of
 from attnforge.compilation import CompilePool, Failure, VariantData
 from attnforge.problem import Problem
@@ -34,7 +34,9 @@ HOPPER = schedule_of(Schedule.HOPPER, Pass.FORWARD)
 def variants_of(spec: AttentionSpec, dtype: DType, target: Target, *, defaults: bool) -> list[Variant]:
     """The portable default, hopper's, and unless ``defaults`` what else of its quick space no constraint excludes."""
     first = [
-        Variant(spec, *default_config(spec, dtype, target.limits)),
+        Variant(
+            spec, Schedule.PORTABLE, schedule_of(Schedule.PORTABLE, spec.pass_).default(spec, dtype, target.limits)
+        ),
         Variant(spec, Schedule.HOPPER, HOPPER.default(spec, dtype, target.limits)),
     ]
     space = SearchSpace(spec, HOPPER, dtype, target.limits, quick=True)

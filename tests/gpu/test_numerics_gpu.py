@@ -1,4 +1,4 @@
-"""The rules of numerics.md on a GPU: rendered modules of the default config, and attention() with whatever it picks.
+"""The rules of numerics.md on a GPU: modules of portable's default config, and attention() with whatever it picks.
 
     pytest tests/gpu/test_numerics_gpu.py -n 8
 
@@ -15,7 +15,7 @@ import torch
 
 import attnforge
 from attnforge import reference
-from attnforge.codegen import DType, Pass, Variant, default_config
+from attnforge.codegen import DType, Pass, Schedule, Variant, schedule_of
 from attnforge.target import Target
 from attnforge.tuner.accuracy import AccuracyReport, check, gate, launch_of, prepare
 from attnforge.tuner.accuracy_inputs import Case, Family, Layout
@@ -37,13 +37,16 @@ def device():
 
 
 def module_of(spec, dtype, split=None):
-    """The default config's, or one as much alike as the other split's wider tiles leave room for."""
-    limits = Target.current().limits
-    schedule, config = default_config(spec, dtype, limits)
+    """Portable's default config's, or one as much alike as the other split's wider tiles leave room for.
+
+    Of hopper's see test_hopper_gpu.py.
+    """
+    limits, default = Target.current().limits, schedule_of(Schedule.PORTABLE, spec.pass_).default
+    config = default(spec, dtype, limits)
     if split not in (None, config.head_dim_split):
-        _, config = default_config(spec, dtype, replace(limits, shared_memory=limits.shared_memory // 2))
+        config = default(spec, dtype, replace(limits, shared_memory=limits.shared_memory // 2))
         config = replace(config, head_dim_split=split)
-    return load(Variant(spec, schedule, config))
+    return load(Variant(spec, Schedule.PORTABLE, config))
 
 
 def assert_all_right(launch, cases, device, repeats=1):

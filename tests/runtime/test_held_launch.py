@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.driver import driver
 
-from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_config, render
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, render
+from attnforge.codegen.schedules import DEFINITIONS
 from attnforge.compilation.offline_driver import OfflineDriver
 from attnforge.dispatch.launch import Output, first_launch
 from attnforge.kernels import KernelSource, Origin
@@ -66,14 +68,31 @@ def call(pass_: Pass) -> tuple[tuple[torch.Tensor, ...], Any]:
 def described(arguments: tuple[Any, ...]) -> list[Any]:
     """Arguments that can be compared between calls: tensors but for their addresses, nothing that only hooks read."""
     x, y, z, stream, function, metadata, _, _, _, *rest = arguments
-    tensors_as_facts = [(a.shape, a.stride(), a.dtype) if isinstance(a, torch.Tensor) else a for a in rest]
-    return [x, y, z, stream, function, metadata, *tensors_as_facts]
+    return [x, y, z, stream, function, metadata, *map(facts, rest)]
 
 
-@pytest.mark.parametrize("pass_", Pass)
-def test_a_held_launch_is_the_jit_launch_on_new_tensors(recording: RecordingDriver, pass_: Pass) -> None:
+def facts(argument: Any) -> Any:
+    """What a tensor or a TMA descriptor of one is like, but for its address; anything else as it is."""
+    if isinstance(argument, TensorDescriptor):
+        about_blocks = (argument.block_shape, argument.layout, argument.padding)
+        return facts(argument.base), tuple(argument.shape), tuple(argument.strides), *about_blocks
+    if isinstance(argument, torch.Tensor):
+        return argument.shape, argument.stride(), argument.dtype
+    return argument
+
+
+def tensors_in(arguments: tuple[Any, ...]) -> list[torch.Tensor]:
+    """Those given to a kernel, by themselves or in descriptors."""
+    given = (getattr(argument, "base", argument) for argument in arguments[9:])
+    return [each for each in given if isinstance(each, torch.Tensor)]
+
+
+@pytest.mark.parametrize(("schedule", "pass_"), list(DEFINITIONS))
+def test_a_held_launch_is_the_jit_launch_on_new_tensors(
+    recording: RecordingDriver, schedule: Schedule, pass_: Pass
+) -> None:
     spec = AttentionSpec(pass_=pass_, head_dim=64, head_dim_v=64, causal=True)
-    variant = Variant(spec, *default_config(spec, DType.FP16, TARGET.limits))
+    variant = Variant(spec, schedule, DEFINITIONS[schedule, pass_].default(spec, DType.FP16, TARGET.limits))
     module = KernelSource(variant, render(variant), Origin.RENDERED, None).to_module()
     inputs, outputs_of = call(pass_)
     _, launch = first_launch(module, inputs, outputs_of(module), 0.125)
@@ -85,6 +104,6 @@ def test_a_held_launch_is_the_jit_launch_on_new_tensors(recording: RecordingDriv
         f"function {name}_kernel" for name in (("forward",) if pass_ is Pass.FORWARD else ("delta", "dkdv", "dq"))
     ]
     assert by_jit[0][3] == STREAM
-    given = {a.data_ptr() for arguments in recording.launched for a in arguments[9:] if isinstance(a, torch.Tensor)}
+    given = {tensor.data_ptr() for arguments in recording.launched for tensor in tensors_in(arguments)}
     assert given >= {t.data_ptr() for t in (*new_inputs, *results)}
     assert not given & {t.data_ptr() for t in inputs}

@@ -152,7 +152,8 @@ def test_predictions_are_of_portable_and_only_where_it_is_the_default(
     prediction: SpecPrediction,
 ) -> None:
     forward, narrow = (
-        AttentionSpec(pass_=Pass.FORWARD, head_dim=head_dim, head_dim_v=head_dim, causal=False) for head_dim in (128, 32)
+        AttentionSpec(pass_=Pass.FORWARD, head_dim=head_dim, head_dim_v=head_dim, causal=False)
+        for head_dim in (128, 32)
     )
     todo = tasks([forward, narrow, SPEC], [4096], DType.BF16)
     assert {task.spec: is_predictable(task, SM_90) for task in todo} == {forward: False, narrow: True, SPEC: True}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from attnforge.cache.store import TunedCacheStore
-from attnforge.codegen import AttentionSpec, DType, Limits, Pass, Schedule, Variant, fields_of
+from attnforge.codegen import AttentionSpec, DType, Limits, Pass, Schedule, Variant, default_config, fields_of
 from attnforge.compilation import Failure, FailureKind
 from attnforge.dispatch.decision import Decision, decide
 from attnforge.settings import Settings
@@ -128,6 +128,21 @@ def test_schedules_that_were_not_asked_for_are_neither_tried_nor_chosen(script: 
     # The third is restricted to what is slower: the config in office is compared all the same.
     run(session_of(script, todo, trials=10, schedules=(Schedule.PORTABLE,)))
     assert in_office(script).variant == hopper.variant
+
+
+def test_a_default_of_another_schedule_is_measured_and_must_be_beaten_but_no_more_of_that_is_tried(
+    script: Script,
+) -> None:
+    spec = AttentionSpec(pass_=Pass.FORWARD, head_dim=64, head_dim_v=64, causal=False)
+    default = Variant(spec, *default_config(spec, DType.BF16, SM_90))
+    assert default.schedule is Schedule.HOPPER
+    (result,) = run(session_of(script, [task(spec)], trials=6, schedules=(Schedule.PORTABLE,)))
+    names = [line.split()[1] for line in measured(script)]
+    assert (names[0], result.trials) == (default.name, 6)
+    assert {name.split("/")[0] for name in names[1:]} == {"portable"}
+    compared = [line.split()[2:] for line in script.log.read_text().splitlines() if line.startswith("compare ")]
+    assert compared
+    assert all(default.config.name in words for words in compared)
 
 
 def in_office(script: Script) -> Decision:
