@@ -3,7 +3,8 @@ placed its memory, must not decide."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
@@ -24,8 +25,10 @@ class Comparer:
     A worker takes seconds to import torch, so those of the next comparison start while configs are still searched for.
     """
 
-    def __init__(self, measurer: Measurer) -> None:
+    def __init__(self, measurer: Measurer, alone: Callable[[], AbstractAsyncContextManager[object]]) -> None:
+        """``alone`` keeps the measurer from using its device meanwhile."""
         self._measurer = measurer
+        self._alone = alone
         self._spares: list[Measurer] = []
         self._expected = 0
 
@@ -62,7 +65,7 @@ class Comparer:
     async def _in_fresh_worker(self, requests: Sequence[Compare], number: int) -> list[Comparison | Failure]:
         with self._spares.pop(0) if self._spares else self._measurer.another() as fresh:
             await fresh.wake()
-            async with self._measurer.alone():
+            async with self._alone():
                 return [await self._compare(fresh, request, number) for request in requests]
 
     async def _compare(self, worker: Measurer, request: Compare, number: int) -> Comparison | Failure:

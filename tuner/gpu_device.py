@@ -47,7 +47,8 @@ class GpuDevice:
         """The GPU and the versions that run on it."""
         if not torch.cuda.is_available():
             return NoDevice("torch sees no GPU on this machine")
-        return Identity(Target.of_device(self._device), triton.__version__, str(torch.__version__))
+        target, devices = Target.of_device(self._device), torch.cuda.device_count()
+        return Identity(target, triton.__version__, str(torch.__version__), devices)
 
     def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
         """Check on whole blocks, which run the very kernels that are then timed; a tail would compile others."""

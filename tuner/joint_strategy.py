@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Container, Mapping
+from types import MappingProxyType
 
 from optuna.trial import Trial
 
 from attnforge.codegen import Schedule, Variant
 from attnforge.compilation import Failure
 from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.ranking import Predict
 from attnforge.tuner.sampler import Estimator
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.strategy import StrategyName, strategy_of
@@ -26,12 +28,20 @@ class JointStrategy:
     turns one after another.
     """
 
-    def __init__(self, name: StrategyName, spaces: Mapping[Schedule, SearchSpace], seed: int) -> None:
-        """Equal seeds propose the same after the same results."""
+    def __init__(
+        self,
+        name: StrategyName,
+        spaces: Mapping[Schedule, SearchSpace],
+        seed: int,
+        costs: Mapping[Schedule, Predict] = MappingProxyType({}),
+    ) -> None:
+        """Equal seeds propose the same after the same results. ``costs`` is as strategy_of() takes it, by schedule."""
         self._name = name
         self._spaces = spaces
         self._random = random.Random(seed)
-        self._strategies = {schedule: strategy_of(name, space, seed) for schedule, space in spaces.items()}
+        self._strategies = {
+            schedule: strategy_of(name, space, seed, costs.get(schedule)) for schedule, space in spaces.items()
+        }
         chooses = name is StrategyName.TPE and len(spaces) > 1
         self._estimator = Estimator({"schedule": tuple(spaces)}, seed) if chooses else None
         self._asked: dict[Variant, Trial] = {}

@@ -97,6 +97,10 @@ class Measurer:
         measurer._start()
         return measurer
 
+    def with_environment(self, environment: Mapping[str, str]) -> Measurer:
+        """One like it whose worker gets another environment; the worker starts when it is asked."""
+        return Measurer(self.command, environment, self.deadlines)
+
     @property
     def process_id(self) -> int | None:
         """Of its worker, if there is one."""
@@ -106,10 +110,6 @@ class Measurer:
     async def wake(self) -> None:
         """Wait until the worker has opened its device. What goes wrong is told by the next request."""
         await self._ask(Identify())
-
-    def alone(self) -> asyncio.Lock:
-        """Held (``async with``), it keeps this measurer from asking: another one has the device to itself."""
-        return self._turn
 
     async def measure(self, request: Measure) -> Measurement | Failure:
         """The times of a config, or why it has none."""

@@ -48,6 +48,8 @@ class Identity(msgspec.Struct, frozen=True, tag="identity"):
     target: Target
     triton: str
     torch: str
+    devices: int = 1
+    """How many such devices the worker sees; it uses the first."""
 
 
 class Comparison(msgspec.Struct, frozen=True, tag="comparison"):

@@ -18,8 +18,8 @@ from attnforge.tuner.spec_search import SpecSearch
 class TuneProgress(Protocol):
     """Hears of a tune's events."""
 
-    def began(self, target: Target) -> None:
-        """The worker has said what it runs on."""
+    def began(self, target: Target, devices: int = 1) -> None:
+        """The workers have said what they run on, and how many such devices there are."""
 
     def started(self, search: SpecSearch) -> None:
         """A spec's search begins."""
@@ -37,9 +37,10 @@ class TuneProgress(Protocol):
         """The tune is over, one way or another."""
 
 
-def opening(target: Target, specs: int) -> str:
+def opening(target: Target, specs: int, devices: int) -> str:
     """What is about to happen, in a line."""
-    return f"tuning {specs} specs on {target.name or target.arch} ({target.arch}, {target.sm_count} SMs)"
+    times = f"{devices} x " if devices > 1 else ""
+    return f"tuning {specs} specs on {times}{target.name or target.arch} ({target.arch}, {target.sm_count} SMs)"
 
 
 def standing(search: SpecSearch) -> str:
@@ -84,9 +85,9 @@ class PlainProgress:
         self._done = 0
         self._began = time.monotonic()
 
-    def began(self, target: Target) -> None:
+    def began(self, target: Target, devices: int = 1) -> None:
         """One line."""
-        self._say(opening(target, self._specs))
+        self._say(opening(target, self._specs, devices))
 
     def started(self, search: SpecSearch) -> None:
         """One line."""
@@ -127,9 +128,9 @@ class LiveProgress:
         self._specs = self._progress.add_task("specs", total=specs, words="")
         self._progress.start()
 
-    def began(self, target: Target) -> None:
+    def began(self, target: Target, devices: int = 1) -> None:
         """A line that stays."""
-        self._progress.console.print(opening(target, self._number), markup=False, highlight=False)
+        self._progress.console.print(opening(target, self._number, devices), markup=False, highlight=False)
 
     def started(self, search: SpecSearch) -> None:
         """A bar of its own."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
+
+import optuna
+import sqlalchemy
 
 from attnforge.cache.schema import Versions
 from attnforge.compilation import CompilePool
 from attnforge.tuner.budget import Budget
 from attnforge.tuner.comparer import Comparer
+from attnforge.tuner.devices import Devices
 from attnforge.tuner.effort import Effort
 from attnforge.tuner.interruption import run_until_interrupted
 from attnforge.tuner.keeper import Keeper
@@ -19,68 +25,94 @@ from attnforge.tuner.messages import Identity
 from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.result import SpecResult
 from attnforge.tuner.spec_tuner import Resources, SpecTuner
+from attnforge.tuner.storage import TrialsNotStoredError
 from attnforge.tuner.study import Studies
 from attnforge.tuner.task import Task
 
 SPECS_AT_ONCE = 3
-"""A search learns from trial to trial, so it cannot keep many compilers busy by itself; several searches can."""
+"""A search learns from trial to trial, so it cannot keep many compilers busy by itself; several searches can.
+With more devices than this, as many as there are devices."""
+
+LANES_PER_WORKER = 1.5
+"""Configs under way for each compiler, or each device where these are more: a few wait, so that none of them does."""
 
 
 @dataclass
 class Session:
-    """One tune. The tuner's own process never touches a GPU: what it knows of it the measuring worker has said."""
+    """One tune. The tuner's own process never touches a GPU: what it knows of it the measuring workers have said."""
 
     tasks: Sequence[Task]
     effort: Effort
     keeper: Keeper
     measurer: Measurer
+    """Of the first GPU; the others are found through it."""
     pool: CompilePool
     progress: TuneProgress
     fresh: bool = False
     """Whether to forget what earlier runs tried."""
+    storage: str | None = None
+    """URL of the studies; None is the user's own file."""
     results: list[SpecResult] = field(default_factory=list)
     """Grows as specs are done: what an interrupted session has kept."""
 
     def run(self) -> bool:
         """Tune everything; False when it was interrupted (Ctrl-C, SIGTERM). Closes the workers in any case.
 
-        Raises NoGpuError, WorkerUnusableError, StudiesUnusableError, and what the cache's store raises.
+        Raises NoGpuError, WorkerUnusableError, StudiesUnusableError, StorageUnusableError, TrialsNotStoredError,
+        and what the cache's store raises.
         """
-        return run_until_interrupted(self._run_and_close())
+        try:
+            return run_until_interrupted(self._run_and_close())
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise TrialsNotStoredError(self.storage, error) from error
 
     async def _run_and_close(self) -> None:
         try:
-            with self.pool, self.measurer, Comparer(self.measurer) as comparer:
-                await self._tune(await self.measurer.identify(), comparer)
+            with self.pool, Devices(self.measurer) as devices:
+                identity = await devices.identify()
+                with Studies(self.keeper.settings, identity.target, self.storage) as studies, ExitStack() as stack:
+                    comparers = [
+                        stack.enter_context(Comparer(each, partial(devices.alone, each))) for each in devices.measurers
+                    ]
+                    await self._tune(self._resources(identity, devices, comparers, studies))
         finally:
             self.progress.close()
 
-    async def _tune(self, identity: Identity, comparer: Comparer) -> None:
-        self.progress.began(identity.target)
-        resources = Resources(
-            measurer=self.measurer,
-            comparer=comparer,
+    def _resources(
+        self, identity: Identity, devices: Devices, comparers: Sequence[Comparer], studies: Studies
+    ) -> Resources:
+        at_once = min(self._specs_at_once(len(comparers)), len(self.tasks))
+        return Resources(
+            devices=devices,
+            comparers=comparers,
             pool=self.pool,
             target=identity.target,
             versions=Versions(identity.triton, identity.torch),
-            studies=Studies(self.keeper.settings, identity.target),
+            studies=studies,
             caches=self.keeper.load(identity.target),
             progress=self.progress,
             effort=self.effort,
-            lanes=max(2, ceil(1.5 * self.effort.jobs / min(SPECS_AT_ONCE, len(self.tasks)))),
+            lanes=max(2, ceil(LANES_PER_WORKER * max(self.effort.jobs, len(comparers)) / at_once)),
         )
-        budget = Budget(self.effort.budget_s, [task.weight for task in self.tasks], SPECS_AT_ONCE)
-        turns = asyncio.Semaphore(SPECS_AT_ONCE)
-        async with asyncio.TaskGroup() as group:
-            for task in self.tasks:
-                group.create_task(self._tune_in_turn(task, resources, budget, turns))
 
-    async def _tune_in_turn(self, task: Task, resources: Resources, budget: Budget, turns: asyncio.Semaphore) -> None:
+    async def _tune(self, resources: Resources) -> None:
+        devices = len(resources.comparers)
+        self.progress.began(resources.target, devices)
+        at_once = self._specs_at_once(devices)
+        budget = Budget(self.effort.budget_s, [task.weight for task in self.tasks], at_once)
+        turns = asyncio.Semaphore(at_once)
+        async with asyncio.TaskGroup() as group:
+            for place, task in enumerate(self.tasks):
+                group.create_task(self._tune_in_turn(task, place, resources, budget, turns))
+
+    async def _tune_in_turn(
+        self, task: Task, place: int, resources: Resources, budget: Budget, turns: asyncio.Semaphore
+    ) -> None:
         async with turns:
             if self.fresh:
                 for problem in task.problems:
                     resources.studies.discard(task.spec, problem, resources.versions)
-            tuner = SpecTuner(task, resources)
+            tuner = SpecTuner(task, resources, place)
             ends = budget.start(task.weight)
             result = await tuner.tune(lambda: not budget.has_passed(ends))
             budget.finish(task.weight)
@@ -88,3 +120,7 @@ class Session:
             tuner.confirm()
             self.results.append(result)
             self.progress.finished(result)
+
+    @staticmethod
+    def _specs_at_once(devices: int) -> int:
+        return max(SPECS_AT_ONCE, devices)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from types import MappingProxyType
 
 from attnforge.codegen import AttentionSpec, Schedule, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.joint_strategy import JointStrategy
 from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.ranking import Predict
 from attnforge.tuner.recombination import recombined
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.strategy import StrategyName
-from attnforge.tuner.study import Outcome, Study
+from attnforge.tuner.study import Study
+from attnforge.tuner.trial import Outcome
 
 FINALISTS = 3
 """Of each problem's search, beside the default and the config in office."""
@@ -24,6 +27,7 @@ class SpecSearch:
     """One spec on several problems, which differ in their sizes: a config is compiled once and timed on all of them.
 
     Each problem has a study (what is known, on disk) and a strategy (what to try, in memory), which take turns.
+    Other tuners may share the studies: what is tried is claimed first, and what they find out is learnt as well.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class SpecSearch:
         trials: int,
         seed: int,
         strategy: StrategyName = StrategyName.TPE,
+        costs: Mapping[Problem, Mapping[Schedule, Predict]] = MappingProxyType({}),
     ) -> None:
         """
         Args:
@@ -45,12 +50,16 @@ class SpecSearch:
                 enough.
             seed: of the proposals.
             strategy: what proposes them.
+            costs: what is expected of configs before any was measured, by problem and schedule.
         """
         self.spaces = spaces
         self.studies = studies
         self.default = first[0]
         self.trials = min(trials, len({*(v for space in spaces.values() for v in space.variants), *first}))
-        self._strategies = {problem: JointStrategy(strategy, spaces, seed + i) for i, problem in enumerate(studies)}
+        self._strategies = {
+            problem: JointStrategy(strategy, spaces, seed + i, costs.get(problem, {}))
+            for i, problem in enumerate(studies)
+        }
         self._turns = cycle(self._strategies.values())
         self._proposed: set[Variant] = set()
         # An earlier run may have tried schedules that this one does not search: they are no trials of this one.
@@ -92,15 +101,35 @@ class SpecSearch:
         return not self._queue and self.finished >= self.trials
 
     def propose(self) -> Variant | None:
-        """What to try next, never the same twice; None when the trials are spent or the space is."""
-        while self._queue:
-            variant = self._queue.popleft()
-            if variant not in self._proposed:
-                return self._propose(variant)
-        if len(self._finished | self._proposed) >= self.trials:
-            return None
-        found = next(self._turns).propose(self._finished | self._proposed)
-        return None if found is None else self._propose(found)
+        """What to try next, claimed, and never the same twice; None when the trials are spent or the space is."""
+        while (variant := self._next()) is not None:
+            if self.claim(variant):
+                return variant
+        return None
+
+    def claim(self, variant: Variant) -> bool:
+        """Whether a config is this tuner's to try on some problem: see to_try()."""
+        self._proposed.add(variant)
+        for problem in self.missing(variant):
+            self.studies[problem].claim(variant)
+        self._learn_from_others()
+        return bool(self.to_try(variant))
+
+    def to_try(self, variant: Variant) -> tuple[Problem, ...]:
+        """The problems that this tuner has claimed a config on, and not finished it."""
+        return tuple(problem for problem, study in self.studies.items() if variant in study.claimed)
+
+    def waits_for_others(self) -> bool:
+        """Whether other tuners still try something. Reads what they have found, and queues what the dead have left."""
+        for study in self.studies.values():
+            study.refresh()
+        self._learn_from_others()
+        left = [variant for variant in self._proposed if self.missing(variant)]
+        for variant in left:
+            if not self._is_under_way(variant):
+                self._proposed.discard(variant)
+                self._queue.append(variant)
+        return bool(self._queue) or any(study.elsewhere for study in self.studies.values())
 
     def missing(self, variant: Variant) -> tuple[Problem, ...]:
         """The problems that a config was not tried on."""
@@ -108,10 +137,8 @@ class SpecSearch:
 
     def record(self, variant: Variant, problem: Problem, outcome: Outcome) -> None:
         """Store what came of a trial, at once, and learn from it."""
-        self.studies[problem].record(variant, outcome)
-        self._strategies[problem].tell(variant, outcome)
-        if not self.missing(variant):
-            self._finished.add(variant)
+        if self.studies[problem].record(variant, outcome):
+            self._learn(problem, {variant: outcome})
 
     def measured(self, problem: Problem) -> dict[Variant, Measurement]:
         """The configs that ran on a problem, the fastest first."""
@@ -149,9 +176,29 @@ class SpecSearch:
         fastest = [variant for variant in measured if variant.schedule in self.spaces]
         return list(dict.fromkeys([*standing, *fastest[:FINALISTS]]))
 
-    def _propose(self, variant: Variant) -> Variant:
-        self._proposed.add(variant)
-        return variant
+    def _next(self) -> Variant | None:
+        while self._queue:
+            variant = self._queue.popleft()
+            if variant not in self._proposed and self.missing(variant):
+                return variant
+        tried = self._finished | self._proposed
+        tried = tried.union(*(study.elsewhere for study in self.studies.values()))
+        if len(tried) >= self.trials:
+            return None
+        return next(self._turns).propose(tried)
+
+    def _is_under_way(self, variant: Variant) -> bool:
+        return any(variant in study.claimed or variant in study.elsewhere for study in self.studies.values())
+
+    def _learn_from_others(self) -> None:
+        for problem, study in self.studies.items():
+            self._learn(problem, study.news())
+
+    def _learn(self, problem: Problem, outcomes: Mapping[Variant, Outcome]) -> None:
+        for variant, outcome in outcomes.items():
+            self._strategies[problem].tell(variant, outcome)
+            if not self.missing(variant):
+                self._finished.add(variant)
 
     def _recombined(self, problem: Problem, space: SearchSpace) -> Variant | None:
         schedule = space.definition.schedule

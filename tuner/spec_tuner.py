@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -23,20 +23,24 @@ from attnforge.tuner.accuracy import gate_cases
 from attnforge.tuner.accuracy_inputs import Case
 from attnforge.tuner.comparer import Comparer
 from attnforge.tuner.comparison import winner
+from attnforge.tuner.devices import Devices
 from attnforge.tuner.effort import Effort
-from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
 from attnforge.tuner.noise import noise
 from attnforge.tuner.offer import offer
 from attnforge.tuner.operations import operations
 from attnforge.tuner.progress import TuneProgress
+from attnforge.tuner.ranking import predictors
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
 from attnforge.tuner.spec_search import SpecSearch
-from attnforge.tuner.study import Outcome, Studies
+from attnforge.tuner.study import Studies
 from attnforge.tuner.task import Task
+from attnforge.tuner.trial import Outcome
 
 MOST_NEIGHBOURS = 3
 """Configs of other buckets' entries to try early."""
+POLL_S = 0.5
+"""Between two looks at what other tuners do, when nothing else is left to do."""
 LARGEST_BLOCK = 256
 """Kernels are compiled apart for seqlens that blocks divide; no block is wider."""
 
@@ -45,8 +49,9 @@ LARGEST_BLOCK = 256
 class Resources:
     """What the specs of a tune share."""
 
-    measurer: Measurer
-    comparer: Comparer
+    devices: Devices
+    comparers: Sequence[Comparer]
+    """One for each device."""
     pool: CompilePool
     target: Target
     versions: Versions
@@ -62,11 +67,13 @@ class Resources:
 class SpecTuner:
     """One spec on its problems."""
 
-    def __init__(self, task: Task, resources: Resources) -> None:
+    def __init__(self, task: Task, resources: Resources, place: int = 0) -> None:
+        """``place`` is the task's among all: specs take turns with the devices that they compare on."""
         spec, target, effort = task.spec, resources.target, resources.effort
         dtype = task.problems[0].dtype
         self._resources = resources
         self._dtype = dtype
+        self._comparer = resources.comparers[place % len(resources.comparers)]
         self.offer = offer(spec, dtype, target.limits, effort.quick, effort.schedules)
         self._gated: dict[Variant, Accurate | Failure] = {}
         self._noisy: set[Problem] = set()
@@ -84,6 +91,7 @@ class SpecTuner:
             effort.trials,
             effort.seed,
             effort.strategy,
+            {problem: predictors(self.offer.spaces, problem, target) for problem in task.problems},
         )
 
     async def tune(self, has_time: Callable[[], bool]) -> SpecResult:
@@ -93,9 +101,12 @@ class SpecTuner:
         if self._is_done():
             return self._result([self._kept(problem) for problem in self.search.problems])
         self._resources.progress.started(self.search)
-        self._resources.comparer.expect()
+        self._comparer.expect()
         await asyncio.gather(*(self._search(has_time) for _ in range(self._resources.lanes)))
-        await asyncio.gather(*(self._try(variant) for variant in self.search.recombined()))
+        await asyncio.gather(
+            *(self._try(variant) for variant in self.search.recombined() if self.search.claim(variant))
+        )
+        await self._others(has_time)
         self._resources.progress.comparing(self.search)
         return self._result(await self._choose_all())
 
@@ -117,17 +128,26 @@ class SpecTuner:
         """Try one config after another; the default, which comes first, whatever the time."""
         while has_time() or not self.search.has_begun:
             variant = self.search.propose()
-            if variant is None:
+            if variant is not None:
+                await self._try(variant)
+            elif not self.search.waits_for_others():
                 return
-            await self._try(variant)
+            else:
+                await asyncio.sleep(POLL_S)
+
+    async def _others(self, has_time: Callable[[], bool]) -> None:
+        """Wait for what other tuners still try: it may be the best."""
+        while has_time() and self.search.waits_for_others():
+            await asyncio.sleep(POLL_S)
 
     async def _try(self, variant: Variant) -> None:
         """One config on every problem. Once it has failed it has failed on the longer problems too."""
-        outcome: CompileReport | Outcome = await self._compile(variant, self.search.missing(variant))
-        for problem in self.search.missing(variant):
+        problems = self.search.to_try(variant)
+        outcome: CompileReport | Outcome = await self._compile(variant, problems)
+        for problem in problems:
             if not isinstance(outcome, Failure):
                 best_ms = self.search.best_kernel_ms(problem, variant)
-                outcome = await self._resources.measurer.measure(Measure(VariantData.of(variant), problem, best_ms))
+                outcome = await self._resources.devices.measure(Measure(VariantData.of(variant), problem, best_ms))
             self.search.record(variant, problem, outcome)
             self._resources.progress.tried(self.search)
 
@@ -156,7 +176,7 @@ class SpecTuner:
             for problem, variants in finalists.items()
             if variants
         ]
-        comparisons = await self._resources.comparer.compare(requests)
+        comparisons = await self._comparer.compare(requests)
         replies = {request.problem: reply for request, reply in zip(requests, comparisons, strict=True)}
         return [
             await self._choose(problem, variants, replies[problem])
@@ -189,7 +209,7 @@ class SpecTuner:
         """A noisy comparison does not overwrite what a tune has measured before, and counts as none."""
         conditions = tuple(each.conditions for each in comparisons if each.conditions is not None)
         entry = structs.replace(entry, conditions=conditions or None)
-        disturbed = noise(conditions)
+        disturbed = noise(conditions, [each.rounds_ms for each in comparisons])
         if disturbed:
             self._noisy.add(entry.problem)
             in_office = self._measured_before(entry)
@@ -220,7 +240,7 @@ class SpecTuner:
         compiled = await self._compile(variant, [_sizes(case) for case in gate_cases(variant.spec, self._dtype)])
         if isinstance(compiled, Failure):
             return compiled
-        return await self._resources.measurer.check(CheckNumerics(VariantData.of(variant), self._dtype))
+        return await self._resources.devices.check(CheckNumerics(VariantData.of(variant), self._dtype))
 
     def _entry(self, problem: Problem, variant: Variant, ms: float, default_ms: float | None) -> TunedEntry:
         return TunedEntry(

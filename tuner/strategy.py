@@ -10,6 +10,7 @@ from typing import Protocol
 from attnforge.codegen import Config
 from attnforge.compilation import Failure
 from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.ranking import Predict, RankedStart, ranked
 from attnforge.tuner.sampler import TpeSampler
 from attnforge.tuner.search_space import SearchSpace
 
@@ -28,7 +29,7 @@ class StrategyName(StrEnum):
     """The strategies to choose from."""
 
     TPE = "tpe"
-    """Learns from what was measured; see sampler.py."""
+    """Begins with what the static model ranks first, then learns from what was measured; see ranking.py, sampler.py."""
     RANDOM = "random"
     EXHAUSTIVE = "exhaustive"
     """Every config, in the space's order."""
@@ -51,11 +52,15 @@ class FixedOrder:
         """Nothing is learnt."""
 
 
-def strategy_of(name: StrategyName, space: SearchSpace, seed: int) -> Strategy:
-    """The strategy of a name. Equal seeds propose the same after the same results."""
+def strategy_of(name: StrategyName, space: SearchSpace, seed: int, cost: Predict | None = None) -> Strategy:
+    """The strategy of a name. Equal seeds propose the same after the same results.
+
+    ``cost`` is what is expected of configs before any was measured; only TPE takes it into account.
+    """
     match name:
         case StrategyName.TPE:
-            return TpeSampler(space, seed)
+            sampler = TpeSampler(space, seed)
+            return sampler if cost is None else RankedStart(ranked(space, cost), sampler)
         case StrategyName.RANDOM:
             return FixedOrder(space, seed)
         case StrategyName.EXHAUSTIVE:

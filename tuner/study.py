@@ -1,39 +1,33 @@
-"""The trials of a spec on a problem, stored one by one as they finish and read again by whoever resumes."""
+"""The trials of a spec on a problem, stored one by one; whoever resumes or shares them reads them again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+import warnings
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 import msgspec
 import optuna
-import sqlalchemy
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
 
 from attnforge.cache.schema import Versions
-from attnforge.codegen import (
-    AttentionSpec,
-    CodegenError,
-    Config,
-    Schedule,
-    Variant,
-    config_type,
-    fields_of,
-    schedules_of,
-)
-from attnforge.codegen.schedules.base import Choice
+from attnforge.codegen import AttentionSpec, Variant, schedules_of
 from attnforge.compilation import Failure
 from attnforge.errors import AttnforgeError
 from attnforge.problem import Problem
 from attnforge.settings import Settings
 from attnforge.target import Target
-from attnforge.tuner.measurement import Measurement
+from attnforge.tuner.claimant import Heart, has_ended, this_process
+from attnforge.tuner.storage import STORAGE_ERRORS, StorageUnusableError, open_storage, sqlite_url
+from attnforge.tuner.trial import Outcome, Templates, outcome_of, running_trial, variant_of
 
-Outcome = Measurement | Failure
-LARGEST_SIZE = 1 << 20
-"""Above any integer tunable: Optuna wants bounds, and the same ones each time."""
+LONGEST_TRIAL_S = 3600.0
+"""No trial runs for so long: whoever claimed it died before the first sign of life."""
+SWEEP_S = 5.0
+"""Between two looks for tuners that have died."""
 
 
 class StudiesUnusableError(AttnforgeError):
@@ -44,51 +38,88 @@ class StudiesUnusableError(AttnforgeError):
 
 
 class Studies:
-    """All studies of a target: one SQLite file."""
+    """All studies of a target, in a SQLite file of its own or in a storage that tuners share. A context manager."""
 
-    def __init__(self, settings: Settings, target: Target) -> None:
-        """Open or create studies/<target slug>.sqlite3 in the user's folder. Raises StudiesUnusableError."""
-        self.path = settings.studies_dir / f"{target.slug}.sqlite3"
-        url = sqlalchemy.URL.create("sqlite", database=str(self.path)).render_as_string()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    def __init__(self, settings: Settings, target: Target, url: str | None = None) -> None:
+        """Open or create what ``url`` names, or studies/<target slug>.sqlite3 in the user's folder.
+
+        Raises StudiesUnusableError for the file, StorageUnusableError for a URL.
+        """
+        self._prefix = "" if url is None else f"{target.slug}/"
+        path = settings.studies_dir / f"{target.slug}.sqlite3"
         try:
-            for folder in (settings.cache_dir, settings.studies_dir):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Another tuner may hold the file for as long as a transaction takes.
-            self._storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        except (OSError, sqlalchemy.exc.DatabaseError) as error:
-            raise StudiesUnusableError(self.path, error) from error
+            if url is None:
+                for folder in (settings.cache_dir, settings.studies_dir):
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Optuna's cache in front of it: finished trials are read once.
+            self._storage = optuna.storages.get_storage(open_storage(url or sqlite_url(path)))
+        except STORAGE_ERRORS as error:
+            raise (StudiesUnusableError(path, error) if url is None else StorageUnusableError(url, error)) from error
+        self._heart = Heart(self._storage)
+        self._open: list[Study] = []
 
     def study(self, spec: AttentionSpec, problem: Problem, versions: Versions) -> Study:
         """The study of a spec on a problem: another triton starts another one, other templates a schedule's part."""
         shape = f"b{problem.batch}_h{problem.heads}x{problem.kv_heads}_q{problem.seqlen_q}_k{problem.seqlen_k}"
-        name = f"{spec.name}/{problem.dtype}_{shape}/triton-{versions.triton}"
+        name = f"{self._prefix}{spec.name}/{problem.dtype}_{shape}/triton-{versions.triton}"
         study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
         of_pass = [definition.schedule for definition in schedules_of(spec.pass_)]
         templates = {schedule: versions.toolchain(schedule, spec.pass_).templates for schedule in of_pass}
-        return Study(study, spec, templates)
+        self._open.append(Study(study, self._storage, self._heart, spec, templates))
+        return self._open[-1]
 
     def discard(self, spec: AttentionSpec, problem: Problem, versions: Versions) -> None:
         """Forget the trials of a study, so that it starts afresh."""
-        name = self.study(spec, problem, versions).name
-        optuna.delete_study(study_name=name, storage=self._storage)
+        study = self.study(spec, problem, versions)
+        self._open.remove(study)
+        optuna.delete_study(study_name=study.name, storage=self._storage)
+
+    def close(self) -> None:
+        """Give up what was claimed and not finished, so that whoever comes next need not wait."""
+        self._heart.close()
+        for study in self._open:
+            study.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
 
 class Study:
-    """Finished trials, failures included, in the order in which they finished. None is stored twice."""
+    """Finished trials, failures included. None is stored twice, whoever else works on the same study.
 
-    def __init__(self, study: optuna.Study, spec: AttentionSpec, templates: Mapping[Schedule, str] | None) -> None:
-        """``templates`` are the digests that trials must have been made with, by schedule; None for the last ones."""
+    A tuner claims a variant before it tries it: it stores a running trial, and looks who else has one. The trial with
+    the least number counts, the others are given up; the storage numbers them one after the other. A claim lasts until
+    its outcome is stored or its tuner is found dead: by its process where that ran on this machine, by its heartbeat
+    elsewhere. Then the claim is failed, and whoever it was cannot finish it any more: Optuna refuses.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: optuna.storages.BaseStorage,
+        heart: Heart,
+        spec: AttentionSpec,
+        templates: Templates,
+    ) -> None:
         self._study = study
+        self._storage = storage
+        self._heart = heart
         self._spec = spec
+        self.templates = templates
+        self._id = storage.get_study_id_from_name(study.study_name)
+        self._owner = this_process()
+        self._claims: dict[Variant, int] = {}
+        self._read: set[int] = set()
+        self._swept = -SWEEP_S
+        self._news: dict[Variant, Outcome] = {}
         self.outcomes: dict[Variant, Outcome] = {}
-        trials = study.get_trials(deepcopy=False)
-        self.templates = _last_templates(trials) if templates is None else templates
-        """Digest by schedule, see Toolchain."""
-        for trial in trials:
-            finished = self._read(trial)
-            if finished is not None:
-                self.outcomes.setdefault(*finished)
+        self.elsewhere: frozenset[Variant] = frozenset()
+        """What other tuners were trying when the study was last read."""
+        self.refresh()
+        self.news()
 
     @property
     def name(self) -> str:
@@ -104,59 +135,112 @@ class Study:
         """Note that the winner among the trials so far is in the tuned cache."""
         self._study.set_user_attr("confirmed_trials", len(self.outcomes))
 
-    def record(self, variant: Variant, outcome: Outcome) -> None:
-        """Store a trial: it is on disk when this returns."""
+    @property
+    def claimed(self) -> frozenset[Variant]:
+        """What is this tuner's to try."""
+        return frozenset(self._claims)
+
+    def claim(self, variant: Variant) -> bool:
+        """Whether a variant is this tuner's to try: from now on, and nobody else's. Everything is read again."""
+        if variant in self._claims:
+            return True
+        if variant in self.outcomes or variant in self.elsewhere:
+            return False
+        trial = running_trial(variant, self.templates, owner=self._owner, since=time.time())
+        trial_id = self._storage.create_new_trial(self._id, trial)
+        self._claims[variant] = trial_id
+        self._heart.add(trial_id)
+        self.refresh()
+        if variant in self.outcomes or variant in self.elsewhere:
+            self._give_up(variant)
+            return False
+        return True
+
+    def refresh(self) -> None:
+        """Read what others have done since: see news()."""
+        self._fail_the_dead()
+        trials = self._storage.get_all_trials(self._id, deepcopy=False)
+        running = {trial.number: trial for trial in trials if trial.state is TrialState.RUNNING}
+        own = {trial._trial_id: number for number, trial in running.items() if trial._trial_id in self._claims.values()}
+        self.elsewhere = frozenset(self._others(running, own))
+        for trial in trials:
+            if trial.number in self._read or not trial.state.is_finished():
+                continue
+            self._read.add(trial.number)
+            variant, outcome = self._variant(trial), outcome_of(trial)
+            if variant is not None and outcome is not None and variant not in self.outcomes:
+                self.outcomes[variant] = self._news[variant] = outcome
+
+    def news(self) -> dict[Variant, Outcome]:
+        """The outcomes that others have stored since this was asked last."""
+        news, self._news = self._news, {}
+        return news
+
+    def record(self, variant: Variant, outcome: Outcome) -> bool:
+        """Store a trial, which is claimed first unless it was: it is on disk when this returns.
+
+        False, and nothing is stored, when another tuner has it: it took this one for dead. ValueError when the variant
+        has an outcome already.
+        """
         if variant in self.outcomes:
             raise ValueError(f"{variant.name} was tried before")
-        params = {f"{variant.schedule}.{field}": _plain(value) for field, value in fields_of(variant.config).items()}
-        distributions = {
-            f"{variant.schedule}.{field}": _distribution(value) for field, value in fields_of(variant.config).items()
-        }
+        if not self.claim(variant):
+            return False
+        trial_id = self._claims.pop(variant)
+        self._heart.remove(trial_id)
         failed = isinstance(outcome, Failure)
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.FAIL if failed else TrialState.COMPLETE,
-                value=None if isinstance(outcome, Failure) else outcome.total_ms,
-                params=params,
-                distributions=distributions,
-                user_attrs={
-                    "schedule": str(variant.schedule),
-                    "templates": self.templates[variant.schedule],
-                    "outcome": msgspec.to_builtins(outcome),
-                },
-            )
-        )
-        self.outcomes[variant] = outcome
-
-    def _read(self, trial: FrozenTrial) -> tuple[Variant, Outcome] | None:
-        """None for a trial that was not stored by record(), of other templates, or whose config no longer exists."""
-        if "outcome" not in trial.user_attrs:
-            return None
         try:
-            schedule = Schedule(trial.user_attrs["schedule"])
-            if trial.user_attrs["templates"] != self.templates[schedule]:
-                return None
-            fields = {name.removeprefix(f"{schedule}."): value for name, value in trial.params.items()}
-            config: Config = msgspec.convert(fields, config_type(schedule, self._spec.pass_))
-            outcome: Outcome = msgspec.convert(trial.user_attrs["outcome"], Outcome)
-            return Variant(self._spec, schedule, config), outcome
-        except (CodegenError, msgspec.ValidationError, KeyError, ValueError):
-            return None
+            self._storage.set_trial_user_attr(trial_id, "outcome", msgspec.to_builtins(outcome))
+            self._storage.set_trial_state_values(
+                trial_id,
+                TrialState.FAIL if failed else TrialState.COMPLETE,
+                None if isinstance(outcome, Failure) else [outcome.total_ms],
+            )
+        except UpdateFinishedTrialError:
+            return False
+        self.outcomes[variant] = outcome
+        return True
 
+    def release(self) -> None:
+        """Give up every claim: others may have them."""
+        for variant in tuple(self._claims):
+            self._give_up(variant)
 
-def _last_templates(trials: Iterable[FrozenTrial]) -> dict[Schedule, str]:
-    recorded = [trial.user_attrs for trial in trials if "outcome" in trial.user_attrs]
-    known = [attrs for attrs in recorded if attrs["schedule"] in set(Schedule)]
-    return {Schedule(attrs["schedule"]): str(attrs["templates"]) for attrs in known}
+    def _variant(self, trial: FrozenTrial) -> Variant | None:
+        return variant_of(trial, self._spec, self.templates)
 
+    def _give_up(self, variant: Variant) -> None:
+        trial_id = self._claims.pop(variant)
+        self._heart.remove(trial_id)
+        self._fail(trial_id)
 
-def _plain(value: Choice) -> Any:
-    return value if isinstance(value, bool | int) else str(value)
+    def _fail(self, trial_id: int) -> None:
+        """End a trial without an outcome. One that has ended meanwhile is left as it is."""
+        try:
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return
 
+    def _others(self, running: dict[int, FrozenTrial], own: dict[int, int]) -> list[Variant]:
+        """What others run. Of two claims to one variant the earlier counts."""
+        mine = {variant: own.get(trial_id) for variant, trial_id in self._claims.items()}
+        found = []
+        for number, trial in running.items():
+            variant = None if trial._trial_id in own else self._variant(trial)
+            if variant is not None:
+                own_number = mine.get(variant)
+                found += [variant] if own_number is None or number < own_number else []
+        return found
 
-def _distribution(value: Choice) -> BaseDistribution:
-    if isinstance(value, bool):
-        return CategoricalDistribution((False, True))
-    if isinstance(value, int):
-        return IntDistribution(0, LARGEST_SIZE)
-    return CategoricalDistribution(tuple(str(member) for member in type(value)))
+    def _fail_the_dead(self) -> None:
+        """End the claims of tuners that are gone."""
+        if time.monotonic() < self._swept + SWEEP_S:
+            return
+        self._swept = time.monotonic()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self._study)
+        for trial in self._storage.get_all_trials(self._id, deepcopy=False, states=(TrialState.RUNNING,)):
+            attributes = trial.user_attrs
+            if has_ended(attributes.get("owner", "")) or time.time() - attributes.get("since", 0) > LONGEST_TRIAL_S:
+                self._fail(trial._trial_id)

@@ -31,6 +31,9 @@ def report(
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("report.html"),
+    storage: Annotated[
+        str | None, typer.Option("--storage", metavar="URL", help="Of the trials, when the tune was given one.")
+    ] = None,
 ) -> None:
     """Write what tuning brought as one HTML page: gains, searches, failures, environment.
 
@@ -40,7 +43,7 @@ def report(
 
     attnforge report --out h200.html
     """
-    page = render_page(read_sources(Settings.from_environment(), target), datetime.now(UTC))
+    page = render_page(read_sources(Settings.from_environment(), target, storage), datetime.now(UTC))
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:

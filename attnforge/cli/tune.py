@@ -35,6 +35,7 @@ from attnforge.tuner.prediction_session import PredictionSession
 from attnforge.tuner.progress import progress_for
 from attnforge.tuner.result import SpecResult, Verdict
 from attnforge.tuner.session import Session
+from attnforge.tuner.storage import check_url, shown
 from attnforge.tuner.strategy import StrategyName
 from attnforge.tuner.summary import summary
 from attnforge.tuner.task import Task, tasks
@@ -109,6 +110,14 @@ StrategyOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the proposals.")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", metavar="URL",
+        help="Database that holds the trials, such as postgresql://user@host/name: tuners on any number of machines"
+        " that name the same one share the work. A SQLite file of your own.",
+    ),
+]  # fmt: skip
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs measured and start over.")]
 
 
@@ -141,6 +150,7 @@ def tune(
     strategy: StrategyOption = StrategyName.TPE,
     seed: SeedOption = 0,
     fresh: FreshOption = False,
+    storage: StorageOption = None,
 ) -> None:
     """Find the fastest config of each kernel, and keep it where attention() looks.
 
@@ -154,8 +164,11 @@ def tune(
 
     attnforge tune --head-dim 128 --causal    two kernels, in under a minute\n
     attnforge tune --head-dim 72              a size that is not shipped\n
-    attnforge tune --target sm_90 --quick     no GPU: predict
+    attnforge tune --target sm_90 --quick     no GPU: predict\n
+    attnforge tune --storage postgresql://me@host/tune     together with others
     """
+    if storage:
+        check_url(storage)
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=160)
     settings = Settings.from_environment()
@@ -173,13 +186,14 @@ def tune(
         strategy=strategy,
         seed=seed,
     )
+    if fresh and storage:
+        raise SelectionError("--fresh would forget the trials of all who share --storage: name a new database instead")
     if target is None:
-        _measure(todo, effort, fresh, settings, console)
+        _measure(todo, effort, fresh, storage, settings, console)
         return
-    if fresh or budget or schedule or strategy is not StrategyName.TPE:
-        raise SelectionError(
-            "--fresh, --budget, --schedule and --strategy are about measuring: leave them out with --target"
-        )
+    if fresh or budget or schedule or storage or strategy is not StrategyName.TPE:
+        options = "--fresh, --budget, --schedule, --storage and --strategy"
+        raise SelectionError(f"{options} are about measuring: leave them out with --target")
     compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)
     _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
     if quick and head_dim is None:
@@ -207,7 +221,9 @@ def _default_trials(strategy: StrategyName, quick: bool) -> int:
     return QUICK_TRIALS if quick else TRIALS
 
 
-def _measure(todo: list[Task], effort: Effort, fresh: bool, settings: Settings, console: Console) -> None:
+def _measure(
+    todo: list[Task], effort: Effort, fresh: bool, storage: str | None, settings: Settings, console: Console
+) -> None:
     session = Session(
         tasks=todo,
         effort=effort,
@@ -216,9 +232,10 @@ def _measure(todo: list[Task], effort: Effort, fresh: bool, settings: Settings, 
         pool=CompilePool(effort.jobs, COMPILE_DEADLINE_S),
         progress=progress_for(console, len(todo), effort.budget_s),
         fresh=fresh,
+        storage=storage,
     )
     finished = session.run()
-    _report(session.results, finished, len(todo), settings, console)
+    _report(session.results, finished, len(todo), settings, console, storage)
 
 
 def _predict(
@@ -244,7 +261,14 @@ def _predict(
     _report(session.results, finished, len(todo), settings, console)
 
 
-def _report(results: list[SpecResult], finished: bool, specs: int, settings: Settings, console: Console) -> None:
+def _report(
+    results: list[SpecResult],
+    finished: bool,
+    specs: int,
+    settings: Settings,
+    console: Console,
+    storage: str | None = None,
+) -> None:
     """The summary, where the winners are, and what to do about what is missing."""
     if results:
         console.print(summary(results))
@@ -253,7 +277,7 @@ def _report(results: list[SpecResult], finished: bool, specs: int, settings: Set
     if not finished:
         console.print(
             f"Interrupted: {len(results)} of {specs} kernels are done and written; finished trials of the others are"
-            f" in {settings.studies_dir}. The same command goes on from there.",
+            f" in {settings.studies_dir if storage is None else shown(storage)}. The same command goes on from there.",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         raise typer.Exit(INTERRUPTED)

@@ -5,11 +5,12 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import log2
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from attnforge.cache.schema import Conditions, Versions
 from attnforge.codegen import DType, Schedule, Variant, fields_of
@@ -36,6 +37,10 @@ class Script:
     faults: dict[str, str] = field(default_factory=dict)
     """By the name of a config, or "*" for all: one of the faults below, or of fake_compiler's."""
     has_gpu: bool = True
+    devices: int = 1
+    """That are visible, alike but for the odd ones."""
+    odd_devices: dict[str, str] = field(default_factory=dict)
+    """By what CUDA_VISIBLE_DEVICES says: "broken", or "another" GPU."""
     seconds: float = 0.0
     """That a measurement takes."""
     conditions: dict[str, object] | None = None
@@ -51,10 +56,16 @@ class Script:
         """The same lines, each with the number of the fake device's process before it."""
         return Path(self.folder, "processes.log")
 
+    @property
+    def moments(self) -> Path:
+        """When each measurement ended, in seconds, and on which device."""
+        return Path(self.folder, "moments.log")
+
     def write(self) -> Path:
         path = Path(self.folder, "script.json")
-        path.write_text(json.dumps(asdict(self)))
-        return path
+        whole = path.with_suffix(f".{os.getpid()}")
+        whole.write_text(json.dumps(asdict(self)))
+        return whole.replace(path)
 
     @staticmethod
     def read(path: str) -> "Script":
@@ -95,7 +106,14 @@ class FakeDevice:
         self.script = script
 
     def identify(self) -> Identity | NoDevice:
-        return IDENTITY if self.script.has_gpu else NoDevice("none")
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        self.script.note("identify", seen)
+        match self.script.odd_devices.get(seen):
+            case "broken":
+                os._exit(3)
+            case "another":
+                return structs.replace(IDENTITY, target=replace(TARGET, sm_count=1))
+        return structs.replace(IDENTITY, devices=self.script.devices) if self.script.has_gpu else NoDevice("none")
 
     def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
         self.script.note("measure", variant.name, problem.seqlen_q)
@@ -119,6 +137,8 @@ class FakeDevice:
                 self._write_to_the_socket(b"\x00\x00\x00\x04oops")
             case "raises":
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        with self.script.moments.open("a") as log:
+            log.write(f"{time.monotonic()} {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}\n")
         return Measurement(kernel_ms(variant, problem), runs=7)
 
     def compare(

@@ -1,4 +1,4 @@
-"""A whole tune on fakes; run by path, with a script's path, to be killed."""
+"""A whole tune on fakes; run by path, with a script's path and perhaps a storage's URL and a folder, to be killed."""
 
 import sys
 from pathlib import Path
@@ -41,9 +41,10 @@ def session_of(
     todo: list[Task],
     trials: int = 10,
     schedules: tuple[Schedule, ...] = (Schedule.PORTABLE,),
+    cache: str = "cache",
     **options: object,
 ) -> Session:
-    settings = Settings(Path(script.folder, "cache"))
+    settings = Settings(Path(script.folder, cache))
     shipped = Path(script.folder, "shipped")
     return Session(
         tasks=todo,
@@ -57,5 +58,6 @@ def session_of(
 
 
 if __name__ == "__main__":
-    finished = session_of(Script.read(sys.argv[1]), TASKS).run()
+    shared = {"storage": sys.argv[2], "cache": sys.argv[3]} if len(sys.argv) > 2 else {}
+    finished = session_of(Script.read(sys.argv[1]), TASKS, **shared).run()
     sys.exit(0 if finished else 130)

@@ -20,7 +20,9 @@ class Disturbances:
     spikes: float = 0.03
     """How often a time is half as long again."""
     drift: float = 0.05
-    """What warming up costs in the end, from a time constant of two seconds."""
+    """What warming up costs in the end."""
+    warming_ms: float = 2000.0
+    """Its time constant."""
     throttled: float = 0.15
     """By how much clocks fall in each of two steps of 50 to 300 ms."""
     worker: float = 0.003
@@ -30,8 +32,17 @@ class Disturbances:
 QUIET = Disturbances(noise=0.004, spikes=0.0, drift=0.0, throttled=0.0, worker=0.002)
 DRIFTING = Disturbances(drift=0.15, throttled=0.0)
 THROTTLING = Disturbances(throttled=0.3)
+BOOST_LOST = Disturbances(drift=0.08, warming_ms=40.0, throttled=0.0)
+"""As an H200 under a long kernel: from 1980 to 1815 MHz within the first rounds."""
 HEAVY_TAILED = Disturbances(noise=0.01, spikes=0.06)
-KINDS = {"quiet": QUIET, "usual": Disturbances(), "drift": DRIFTING, "throttle": THROTTLING, "tails": HEAVY_TAILED}
+KINDS = {
+    "quiet": QUIET,
+    "usual": Disturbances(),
+    "drift": DRIFTING,
+    "throttle": THROTTLING,
+    "boost": BOOST_LOST,
+    "tails": HEAVY_TAILED,
+}
 
 
 @dataclass
@@ -65,7 +76,7 @@ class InventedGpu:
 
     def _clock(self) -> float:
         """What is left of the GPU's speed at this moment."""
-        warming = self.disturbances.drift * (1 - exp(-self.now_ms / 2000))
+        warming = self.disturbances.drift * (1 - exp(-self.now_ms / self.disturbances.warming_ms))
         wave = 0.2 * self.disturbances.drift * sin(self.now_ms / 30 + self.phase)
         steps = sum(start <= self.now_ms < end for start, end in self.throttled)
         return (1 - warming - wave) * (1 - self.disturbances.throttled) ** steps

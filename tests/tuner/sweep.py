@@ -1,4 +1,4 @@
-"""The committed sweep of portable's kernels on an H200, as configs with their measured speed."""
+"""The committed sweep of an H200, as configs of the portable schedule with their measured speed."""
 
 from __future__ import annotations
 

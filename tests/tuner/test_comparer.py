@@ -1,6 +1,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_config
 from attnforge.compilation import Failure, FailureKind, VariantData
 from attnforge.tuner.comparer import COMPARING_WORKERS, Comparer
+from attnforge.tuner.devices import Devices
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Compare, Comparison, Measure
 from attnforge.tuner.task import self_attention
@@ -31,8 +33,13 @@ def measurer(script: Script) -> Iterator[Measurer]:
         yield measurer
 
 
+def comparer_of(devices: Devices) -> Comparer:
+    (measurer,) = devices.measurers
+    return Comparer(measurer, partial(devices.alone, measurer))
+
+
 def compared(measurer: Measurer, requests: list[Compare]) -> list[tuple[Comparison, ...] | Failure]:
-    with Comparer(measurer) as comparer:
+    with comparer_of(Devices(measurer)) as comparer:
         comparer.expect()
         return asyncio.run(comparer.compare(requests))
 
@@ -66,10 +73,11 @@ def test_nothing_is_measured_meanwhile(script: Script, measurer: Measurer) -> No
     script.seconds = 0.3
 
     async def both() -> None:
-        with Comparer(measurer) as comparer:
+        devices = Devices(measurer)
+        with comparer_of(devices) as comparer:
             comparing = asyncio.create_task(comparer.compare(REQUESTS))
             while not comparing.done():
-                await measurer.measure(Measure(DATA, REQUESTS[0].problem))
+                await devices.measure(Measure(DATA, REQUESTS[0].problem))
 
     asyncio.run(both())
     lines = [line.split(" ")[1] for line in script.processes.read_text().splitlines()]
@@ -94,7 +102,7 @@ def test_a_worker_that_dies_is_replaced_once(script: Script) -> None:
 
 
 def test_workers_start_ahead_only_for_comparisons_that_will_come(measurer: Measurer) -> None:
-    with Comparer(measurer) as comparer:
+    with comparer_of(Devices(measurer)) as comparer:
         assert not workers_of(os.getpid())
         comparer.expect()
         comparer.expect()
@@ -106,6 +114,6 @@ def test_workers_start_ahead_only_for_comparisons_that_will_come(measurer: Measu
 
 
 def test_without_configs_there_is_nothing_to_start(measurer: Measurer) -> None:
-    with Comparer(measurer) as comparer:
+    with comparer_of(Devices(measurer)) as comparer:
         assert asyncio.run(comparer.compare([])) == []
         assert not workers_of(os.getpid())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import exp, floor, log, log10
 
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.study import Outcome
+from attnforge.tuner.trial import Outcome
 
 WIDTH, HEIGHT = 340.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 12.0, 28.0

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
-import sqlalchemy
 
 from attnforge.codegen import AttentionSpec, CodegenError, DType, Pass, Schedule, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.study import Outcome, StudiesUnusableError, Study
+from attnforge.tuner.storage import STORAGE_ERRORS, StorageUnusableError, open_storage, sqlite_url
+from attnforge.tuner.study import StudiesUnusableError
+from attnforge.tuner.trial import Outcome, last_templates, outcomes_of
 
 # As Studies.study() and AttentionSpec.name make them.
 _STUDY_NAME = re.compile(
@@ -67,21 +68,33 @@ def read_studies(path: Path) -> RecordedStudies:
     if not path.exists():
         return RecordedStudies((), ())
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
-    studies, unread = [], []
     try:
-        storage = optuna.storages.RDBStorage(
-            url, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=True
-        )
-        for name in optuna.get_all_study_names(storage):
-            place = _of_name(name)
-            if place is None:
-                unread.append(name)
-                continue
-            found = _read(optuna.load_study(study_name=name, storage=storage), *place)
-            studies += [found] if found else []
-    except (OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        options = {"connect_args": {"timeout": 60}}
+        return _read_all(optuna.storages.RDBStorage(sqlite_url(path), options, skip_table_creation=True), "")
+    except STORAGE_ERRORS as error:
         raise StudiesUnusableError(path, error) from error
+
+
+def read_shared_studies(url: str, slug: str) -> RecordedStudies:
+    """A target's studies in a storage that tuners share. Raises StorageUnusableError."""
+    try:
+        return _read_all(open_storage(url), f"{slug}/")
+    except STORAGE_ERRORS as error:
+        raise StorageUnusableError(url, error) from error
+
+
+def _read_all(storage: optuna.storages.RDBStorage, prefix: str) -> RecordedStudies:
+    """Those whose names begin with ``prefix``."""
+    studies, unread = [], []
+    for name in optuna.get_all_study_names(storage):
+        if not name.startswith(prefix):
+            continue
+        place = _of_name(name.removeprefix(prefix))
+        if place is None:
+            unread.append(name)
+            continue
+        found = _read(optuna.load_study(study_name=name, storage=storage), *place)
+        studies += [found] if found else []
     studies.sort(key=lambda study: (*place_of(study.spec), study.problem.seqlen_q, study.triton))
     return RecordedStudies(tuple(studies), tuple(sorted(unread)))
 
@@ -111,10 +124,12 @@ def _of_name(name: str) -> tuple[AttentionSpec, Problem, str] | None:
 
 
 def _read(study: optuna.Study, spec: AttentionSpec, problem: Problem, triton: str) -> RecordedStudy | None:
-    found = Study(study, spec, templates=None)
-    dates = [trial.datetime_complete for trial in study.get_trials(deepcopy=False) if trial.datetime_complete]
-    if not found.outcomes or not dates:
+    trials = study.get_trials(deepcopy=False)
+    templates = last_templates(trials)
+    outcomes = outcomes_of(trials, spec, templates)
+    dates = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    if not outcomes or not dates:
         return None
     # Optuna's dates are naive and local.
     began, ended = (date.astimezone(UTC) for date in (min(dates), max(dates)))
-    return RecordedStudy(spec, problem, triton, found.templates, found.outcomes, began, ended)
+    return RecordedStudy(spec, problem, triton, templates, outcomes, began, ended)

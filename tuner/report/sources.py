@@ -10,7 +10,7 @@ from attnforge.cache.schema import TunedEntry
 from attnforge.errors import AttnforgeError, CacheRefused, NoGpuError, UnknownTargetError
 from attnforge.settings import Settings
 from attnforge.target import Target
-from attnforge.tuner.report.recorded_studies import RecordedStudy, place_of, read_studies
+from attnforge.tuner.report.recorded_studies import RecordedStudy, place_of, read_shared_studies, read_studies
 
 
 class NothingToReportError(AttnforgeError):
@@ -44,15 +44,17 @@ class ReportSources:
     """What could not be read, for the reader."""
 
 
-def read_sources(settings: Settings, wanted: str | None) -> ReportSources:
+def read_sources(settings: Settings, wanted: str | None, storage: str | None = None) -> ReportSources:
     """What the user's folder holds of a target.
 
     ``wanted`` is the stem of its files (``sm_90-nvidia-h200``) or an arch; None for this machine's GPU, or else for the
-    only one that was tuned. Raises NothingToReportError, SeveralTargetsError, StudiesUnusableError; CacheRefused where
+    only one that was tuned. ``storage`` is the URL that its studies are at, None the user's own file. Raises
+    StorageUnusableError, NothingToReportError, SeveralTargetsError, StudiesUnusableError; CacheRefused where
     there are no studies beside a refused cache.
     """
     slug = _chosen(settings, wanted)
-    recorded = read_studies(settings.studies_dir / f"{slug}.sqlite3")
+    own = settings.studies_dir / f"{slug}.sqlite3"
+    recorded = read_studies(own) if storage is None else read_shared_studies(storage, slug)
     path = settings.tuned_dir / f"{slug}.yaml"
     entries: tuple[TunedEntry, ...] = ()
     target, notices = _target(slug), []

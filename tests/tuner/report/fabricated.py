@@ -15,8 +15,9 @@ from attnforge.settings import Settings
 from attnforge.target import Target
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.search_space import SearchSpace
-from attnforge.tuner.study import Outcome, Studies
+from attnforge.tuner.study import Studies
 from attnforge.tuner.task import self_attention
+from attnforge.tuner.trial import Outcome
 
 H200 = Target(arch="sm_90", name="NVIDIA H200", sm_count=132, shared_memory=232448)
 TOOLCHAIN = Toolchain(triton="3.6.0", torch="2.11.0+cu130", templates="0123456789abcdef")
