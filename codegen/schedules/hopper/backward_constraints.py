@@ -1,0 +1,68 @@
+"""What rules a config of the hopper backward out before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
+from attnforge.codegen.schedules.base import Config, Constraint, Limits
+from attnforge.codegen.schedules.hopper.backward_chunks import backward_chunks
+from attnforge.codegen.schedules.hopper.backward_config import DqOrder, HopperBackwardConfig
+from attnforge.codegen.schedules.hopper.constraints import BARRIER_BYTES, consumer_registers
+from attnforge.codegen.spec import AttentionSpec, DType
+
+BLOCK_N = 128
+"""Keys of a program: 64 for each of two warpgroups."""
+ADDRESSES = 24
+"""Registers that a warpgroup's thread wants beside its tiles."""
+
+
+def columns(chunks: Iterable[Chunk]) -> int:
+    """Columns of a head dim's chunks, padding included."""
+    return sum(chunk.width for chunk in chunks)
+
+
+def _columns_of(spec: AttentionSpec) -> tuple[int, int]:
+    """Columns of q and k, and of v and dout."""
+    own = backward_chunks(spec.head_dim)
+    return sum(map(columns, own)), columns(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
+
+
+def shared_memory_estimate(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> int:
+    """Bytes of K and V, of the rings of q and dout, of ds twice, of dq in fp32, and of the barriers."""
+    assert isinstance(config, HopperBackwardConfig)
+    qk, v = _columns_of(spec)
+    operands = (BLOCK_N + config.stages * config.block_m) * (qk + v) + 2 * BLOCK_N * config.block_m
+    stats = 2 * config.stages * config.block_m if config.stats_by_tma else 0
+    return dtype.bytes * operands + 4 * (64 * qk + stats) + BARRIER_BYTES
+
+
+def _is_of_two_bytes(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    return "it multiplies fp16 and bf16 only" if dtype is DType.FP32 else None
+
+
+def _fits_shared_memory(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    estimate = shared_memory_estimate(spec, config, dtype, limits)
+    if estimate <= limits.shared_memory:
+        return None
+    return f"its tiles need {estimate} bytes of shared memory, {limits.arch} has {limits.shared_memory} per block"
+
+
+def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    """A thread holds half of the columns of dk, dv, scores and dp in fp32, of p in 16 bits, and its share of dq."""
+    assert isinstance(config, HopperBackwardConfig)
+    qk, v = _columns_of(spec)
+    dq = max(map(columns, backward_chunks(spec.head_dim))) // 2
+    needed = (qk + v) // 2 + config.block_m + config.block_m // 4 + (dq if config.dq_order is DqOrder.NEXT_STEP else 0)
+    needed += qk // 4 * config.k_in_registers + v // 4 * config.v_in_registers
+    most = consumer_registers(2) - ADDRESSES
+    if needed <= most:
+        return None
+    return f"its tiles need {needed} registers a thread; {most} is the most"
+
+
+CONSTRAINTS = (
+    Constraint("dtype", _is_of_two_bytes),
+    Constraint("shared memory", _fits_shared_memory),
+    Constraint("registers", _fits_registers),
+)
