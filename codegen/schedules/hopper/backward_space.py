@@ -18,11 +18,12 @@ def backward_space(spec: AttentionSpec, dtype: DType, limits: Limits, quick: boo
         "stats_by_tma": (True, False),
         "k_in_registers": (False, True),
         "v_in_registers": (False, True),
+        "anchor": (True, False),
     }
 
 
 def backward_default(spec: AttentionSpec, dtype: DType, limits: Limits) -> Config:
     """Two buffers, and dq a step late. Not measured yet."""
     return HopperBackwardConfig(
-        block_m=64, stages=2, dq_order=DqOrder.NEXT_STEP if spec.head_dim <= 64 else DqOrder.BEFORE_DP, stats_by_tma=True, k_in_registers=False, v_in_registers=False
+        block_m=64, stages=2, dq_order=DqOrder.NEXT_STEP if spec.head_dim <= 64 else DqOrder.BEFORE_DP, stats_by_tma=True, k_in_registers=False, v_in_registers=False, anchor=True
     )
