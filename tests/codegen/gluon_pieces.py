@@ -22,7 +22,7 @@ class Tile(np.ndarray):  # type: ignore[type-arg]
 
     def to(self, dtype: Any) -> Tile:
         """Rounded; computed on in fp32 all the same."""
-        return tile(self.astype(dtype).astype(np.float32))
+        return self if np.issubdtype(dtype, np.integer) else tile(self.astype(dtype).astype(np.float32))
 
 
 def tile(value: Any) -> Tile:
@@ -31,6 +31,9 @@ def tile(value: Any) -> Tile:
 
 class Int(int):
     value = property(int)
+
+    def to(self, dtype: Any) -> Int:
+        return self
 
 
 class Float(float):
@@ -60,7 +63,7 @@ class Descriptor:
     def __init__(self, base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int], _: Any):
         assert all(stride * base.element_size() % 16 == 0 and stride for stride in strides[:-1])
         self.shape, self.block = shape, block
-        self.base = base[: shape[0], : shape[1]]
+        self.base = torch.as_strided(base, shape, strides, base.storage_offset())
         self.dtype = base.numpy().dtype
 
     def boxes(self, start: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -96,9 +99,12 @@ class View:
     def read(self) -> Tile:
         return tile(self._see(self.buffer.data).astype(np.float32))
 
+    def load(self, layout: Layout) -> Tile:
+        return self.read()
+
     def store(self, value: Tile) -> None:
         if self.buffer.readers:
-            raise ProtocolError("shared memory is written while a wgmma may read it")
+            raise ProtocolError("shared memory is written while it may be read")
         self._see(self.buffer.data)[...] = value
         self.buffer.unfenced_writer = threading.current_thread()
 
@@ -115,8 +121,8 @@ class Barrier:
         self.bytes += size
         self.arrive()
 
-    def arrive(self, count: int = 1) -> None:
-        self.pending -= count
+    def arrive(self, count: int = 1, pred: bool = True) -> None:
+        self.pending -= count if pred else 0
         if self.pending < 0:
             raise ProtocolError("too many arrivals at an mbarrier")
         self.complete()
@@ -164,13 +170,26 @@ class InFlight:
 
 
 class Pointer:
-    """Into a contiguous tensor."""
+    """Into a tensor's memory."""
 
     def __init__(self, tensor: torch.Tensor, offsets: Any = 0) -> None:
         self.tensor, self.offsets = tensor, offsets
+        self.dtype = SimpleNamespace(element_ty=torch.empty(0, dtype=tensor.dtype).numpy().dtype)
 
     def __add__(self, other: Any) -> Pointer:
         return Pointer(self.tensor, self.offsets + other)
 
-    def store(self, values: Any, mask: Any) -> None:
-        self.tensor.numpy().reshape(-1)[np.asarray(self.offsets)[mask]] = values[mask]
+    def store(self, values: Any, mask: Any = True) -> None:
+        offsets, values, mask = np.broadcast_arrays(np.asarray(self.offsets), values, mask)
+        self._flat()[offsets[mask]] = values[mask]
+
+    def load(self, mask: Any = True, other: float = np.nan) -> Tile:
+        offsets, mask = np.broadcast_arrays(np.asarray(self.offsets), mask)
+        loaded = np.full(offsets.shape, other, np.float32)
+        loaded[mask] = self._flat()[offsets[mask]]
+        return tile(loaded)
+
+    def _flat(self) -> Any:
+        """The memory from the tensor's first element on."""
+        storage = torch.empty(0, dtype=self.tensor.dtype).set_(self.tensor.untyped_storage())
+        return storage[self.tensor.storage_offset() :].numpy()
