@@ -9,7 +9,7 @@ from attnforge.codegen.head_dims import Chunk, HeadDimSplit
 from attnforge.codegen.render import TemplateSet, render
 from attnforge.codegen.schedules import config_type, default_config, fields_of, schedule_of
 from attnforge.codegen.schedules.base import Config, Constraint, Limits, Schedule, ScheduleDefinition
-from attnforge.codegen.schedules.hopper import HopperForwardConfig
+from attnforge.codegen.schedules.hopper import HopperBackwardConfig, HopperForwardConfig
 from attnforge.codegen.schedules.portable import PortableBackwardConfig, PortableForwardConfig
 from attnforge.codegen.spec import SUPPORTED_HEAD_DIMS, AttentionSpec, DType, Pass
 from attnforge.codegen.variant import Variant
@@ -24,6 +24,7 @@ __all__ = [
     "Constraint",
     "DType",
     "HeadDimSplit",
+    "HopperBackwardConfig",
     "HopperForwardConfig",
     "Limits",
     "Pass",

@@ -79,9 +79,19 @@ def decide(
     target: Target,
     caches: Sequence[LoadedCache],
     excluded: Container[Variant] = frozenset(),
+    *,
+    deterministic: bool = False,
 ) -> Decision:
-    """The decision for a problem on a target; variants in ``excluded``, which failed there, are passed over."""
-    candidates = [match for match in matches(spec, problem, caches) if match.entry.variant not in excluded]
+    """The decision for a problem on a target.
+
+    Variants in ``excluded``, which failed there, are passed over; with ``deterministic`` so are those whose results do
+    not repeat to the bit. The default config's do.
+    """
+    candidates = [
+        match
+        for match in matches(spec, problem, caches)
+        if match.entry.variant not in excluded and (match.entry.variant.is_deterministic or not deterministic)
+    ]
     if candidates:
         return min(candidates, key=_rank).to_decision()
     return Decision(

@@ -31,6 +31,8 @@ class Call:
     inputs: Tensors
     outputs_of: Callable[[ModuleType], list[Output]]
     """What the module of a variant writes."""
+    deterministic: bool = False
+    """Whether to pass over variants whose results do not repeat to the bit."""
 
 
 def make(call: Call, surroundings: Surroundings) -> tuple[Tensors, Launch | InterpretedLaunch]:
@@ -72,7 +74,8 @@ def _decisions(call: Call, surroundings: Surroundings) -> Iterator[Decision]:
     """What the tuned caches say, then the default config, then ever smaller ones: without those that failed before."""
     target = surroundings.target_of(call.inputs[0].device)
     failed = surroundings.failed[target, call.problem.dtype]
-    decision = decide(call.spec, call.problem, target, surroundings.caches_for(target), failed)
+    caches = surroundings.caches_for(target)
+    decision = decide(call.spec, call.problem, target, caches, failed, deterministic=call.deterministic)
     if decision.variant not in failed:
         yield decision
     for variant in smaller_defaults(call.spec, call.problem.dtype, target.limits):

@@ -77,6 +77,8 @@ class ScheduleDefinition:
     """Config fields by the kernel they shape, for kernels that are timed apart and whose best tiles can be combined."""
     supports: Callable[[AttentionSpec, Limits], str | None]
     """Why this schedule cannot do a spec on a target; None when it can."""
+    is_deterministic: Callable[[Config], bool] = lambda config: True
+    """Whether a config's results repeat to the bit: not those of sums whose order is left to chance."""
 
     def violations(self, spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> list[str]:
         """Every reason to exclude ``config``; empty when it may be tried."""
