@@ -98,7 +98,7 @@ class Machine:
 
     def switch(self) -> None:
         """Let something else happen."""
-        if self._loads and self._random.random() < 0.3:
+        if self._loads and self._random.random() < 0.1:
             self._loads.pop(self._random.randrange(len(self._loads)))()
             self._idle = 0
         queue = self._random.choice(list(self._stores.values()))
