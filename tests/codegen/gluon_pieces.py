@@ -96,6 +96,10 @@ class View:
     def permute(self, order: Sequence[int]) -> View:
         return View(self.buffer, lambda data: self._see(data).transpose(order))
 
+    def slice(self, start: int, length: int, dim: int) -> View:
+        part = (slice(None),) * dim + (slice(start, start + length),)
+        return View(self.buffer, lambda data: self._see(data)[part])
+
     def read(self) -> Tile:
         return tile(self._see(self.buffer.data).astype(np.float32))
 

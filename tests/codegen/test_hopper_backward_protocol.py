@@ -82,9 +82,10 @@ def run(
 @pytest.mark.parametrize("seqlens", SEQLENS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("order", DqOrder)
-def test_computes_the_gradients(seqlens: tuple[int, int], causal: bool, order: DqOrder) -> None:
+@pytest.mark.parametrize("block_m", [64, 128])
+def test_computes_the_gradients(seqlens: tuple[int, int], causal: bool, order: DqOrder, block_m: int) -> None:
     spec = a_spec(causal=causal)
-    assert run(rendered(spec, a_config(spec, dq_order=order)), spec, seqlens) < 1
+    assert run(rendered(spec, a_config(spec, dq_order=order, block_m=block_m)), spec, seqlens) < 1
 
 
 @pytest.mark.parametrize("order", DqOrder)
@@ -99,9 +100,10 @@ def test_buffers_and_where_operands_lie(order: DqOrder, stages: int, causal: boo
 
 
 @pytest.mark.parametrize("head_dim", [24, 64, 72, 80, 112, 120])
-def test_head_dims_in_chunks(head_dim: int) -> None:
+@pytest.mark.parametrize("block_m", [64, 128])
+def test_head_dims_in_chunks(head_dim: int, block_m: int) -> None:
     spec = a_spec(head_dim)
-    assert run(rendered(spec, a_config(spec)), spec, (100, 130)) < 1
+    assert run(rendered(spec, a_config(spec, block_m=block_m)), spec, (100, 130)) < 1
 
 
 def test_head_dims_that_differ() -> None:

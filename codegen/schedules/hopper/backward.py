@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attnforge.codegen.head_dims import HeadDimSplit, split_head_dim
 from attnforge.codegen.schedules.base import Config, Context, Limits, Schedule, ScheduleDefinition
-from attnforge.codegen.schedules.hopper.backward_chunks import WARPGROUPS, backward_chunks
+from attnforge.codegen.schedules.hopper.backward_chunks import WARPGROUPS, WIDTHS, dq_chunks, splits_rows
 from attnforge.codegen.schedules.hopper.backward_config import FIELDS, DqOrder, HopperBackwardConfig
 from attnforge.codegen.schedules.hopper.backward_constraints import CONSTRAINTS, columns, shared_memory_estimate
 from attnforge.codegen.schedules.hopper.backward_space import backward_default, backward_space
@@ -17,13 +17,14 @@ WIDEST = 128
 
 def _context(spec: AttentionSpec, config: Config) -> Context:
     assert isinstance(config, HopperBackwardConfig)
-    own = backward_chunks(spec.head_dim)
-    qk_chunks = sorted((chunk for chunks in own for chunk in chunks), key=lambda chunk: chunk.offset)
+    own = dq_chunks(spec.head_dim, config.block_m)
+    qk_chunks = sorted({chunk for chunks in own for chunk in chunks}, key=lambda chunk: chunk.offset)
     v_chunks = split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS)
     stats_bytes = 4 * config.block_m if config.stats_by_tma else 0
     return {
         "qk_chunks": qk_chunks,
         "own_chunks": own,
+        "splits_rows": splits_rows(config.block_m),
         "v_chunks": v_chunks,
         "widths": sorted({chunk.width for chunk in (*qk_chunks, *v_chunks)}),
         "columns": columns(qk_chunks),
@@ -42,7 +43,7 @@ def _supports(spec: AttentionSpec, limits: Limits) -> str | None:
         return f"it is for sm_90, which {limits.arch} is not"
     if max(spec.head_dim, spec.head_dim_v) > WIDEST:
         return f"its registers hold dk and dv of head dims up to {WIDEST}, not {spec.head_dim} and {spec.head_dim_v}"
-    if len(backward_chunks(spec.head_dim)[-1]) == 0:
+    if spec.head_dim <= WIDTHS[-1]:
         return f"its two warpgroups halve dq's columns, of which {spec.head_dim} are too few"
     return None
 

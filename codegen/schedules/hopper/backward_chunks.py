@@ -1,19 +1,33 @@
-"""How the hopper backward cuts a head dim: every chunk of dq's columns is one warpgroup's to compute."""
+"""How the hopper backward cuts a head dim, and which warpgroup computes which part of dq."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
-from attnforge.codegen.head_dims import Chunk
+from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
 
 WARPGROUPS = 2
 WIDTHS = (64, 32, 16)
 """Of chunks: 128 bytes of fp16 are the widest rows that shared memory swizzles, 32 the narrowest."""
 
 
+def splits_rows(block_m: int) -> bool:
+    """Whether each warpgroup computes half of dq's rows (a wgmma takes 64), not half of its columns."""
+    return block_m == 64 * WARPGROUPS
+
+
+def dq_chunks(head_dim: int, block_m: int) -> tuple[tuple[Chunk, ...], ...]:
+    """The chunks of dq's columns that each warpgroup computes; those of all are the head dim's."""
+    if not splits_rows(block_m):
+        return _halves(head_dim)
+    chunks = split_head_dim(head_dim, HeadDimSplit.CHUNKS)
+    return (tuple(replace(chunk, suffix=str(index)) for index, chunk in enumerate(chunks)),) * WARPGROUPS
+
+
 @cache
-def backward_chunks(head_dim: int) -> tuple[tuple[Chunk, ...], ...]:
-    """Each warpgroup's chunks: as little padding, then as few columns of one warpgroup, then as few chunks as can be.
+def _halves(head_dim: int) -> tuple[tuple[Chunk, ...], ...]:
+    """Columns dealt out with as little padding, then as few for one warpgroup, then as few chunks as can be.
 
     80 -> (32 + 16, 32): 48 and 32 columns. Chunks beyond three cost more wgmma groups than one may wait for.
     """

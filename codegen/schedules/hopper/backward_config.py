@@ -26,7 +26,7 @@ class HopperBackwardConfig:
     """Tunables of the warp-specialised backward kernel: two warpgroups of 64 keys each, fed by TMA."""
 
     block_m: int
-    """Queries of one step."""
+    """Queries of one step: 64, of whose dq each warpgroup makes half of the columns, or 128, and half of the rows."""
     stages: int
     """Buffers of q and as many of dout."""
     dq_order: DqOrder
@@ -41,7 +41,7 @@ class HopperBackwardConfig:
     """Keep ptxas from waiting for the next matrix work before the softmax (see the template's ``anchor``)."""
 
     def __post_init__(self) -> None:
-        check_power_of_two("block_m", self.block_m, 64, 64)
+        check_power_of_two("block_m", self.block_m, 64, 128)
         check_range("stages", self.stages, 1, 6)
         check_enum("dq_order", self.dq_order, DqOrder)
         for field in FIELDS[3:]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
 from attnforge.codegen.schedules.base import Config, Constraint, Limits
-from attnforge.codegen.schedules.hopper.backward_chunks import backward_chunks
+from attnforge.codegen.schedules.hopper.backward_chunks import dq_chunks
 from attnforge.codegen.schedules.hopper.backward_config import DqOrder, HopperBackwardConfig
 from attnforge.codegen.schedules.hopper.constraints import BARRIER_BYTES, consumer_registers
 from attnforge.codegen.spec import AttentionSpec, DType
@@ -22,19 +22,19 @@ def columns(chunks: Iterable[Chunk]) -> int:
     return sum(chunk.width for chunk in chunks)
 
 
-def _columns_of(spec: AttentionSpec) -> tuple[int, int]:
+def _columns_of(spec: AttentionSpec, config: HopperBackwardConfig) -> tuple[int, int]:
     """Columns of q and k, and of v and dout."""
-    own = backward_chunks(spec.head_dim)
-    return sum(map(columns, own)), columns(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
+    every = {chunk for chunks in dq_chunks(spec.head_dim, config.block_m) for chunk in chunks}
+    return columns(every), columns(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
 
 
 def shared_memory_estimate(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> int:
     """Bytes of K and V, of the rings of q and dout, of ds twice, of dq in fp32, and of the barriers."""
     assert isinstance(config, HopperBackwardConfig)
-    qk, v = _columns_of(spec)
+    qk, v = _columns_of(spec, config)
     operands = (BLOCK_N + config.stages * config.block_m) * (qk + v) + 2 * BLOCK_N * config.block_m
     stats = 2 * config.stages * config.block_m if config.stats_by_tma else 0
-    return dtype.bytes * operands + 4 * (64 * qk + stats) + BARRIER_BYTES
+    return dtype.bytes * operands + 4 * (config.block_m * qk + stats) + BARRIER_BYTES
 
 
 def _is_of_two_bytes(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
@@ -49,11 +49,14 @@ def _fits_shared_memory(spec: AttentionSpec, config: Config, dtype: DType, limit
 
 
 def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
-    """A thread holds half of the columns of dk, dv, scores and dp in fp32, of p in 16 bits, and its share of dq."""
+    """A thread holds half of the columns of dk, dv, scores and dp, in fp32; beside them, where dq is multiplied next
+    to dp, p in 16 bits and half of the columns of its share of dq.
+    """
     assert isinstance(config, HopperBackwardConfig)
-    qk, v = _columns_of(spec)
-    dq = max(map(columns, backward_chunks(spec.head_dim))) // 2
-    needed = (qk + v) // 2 + config.block_m + config.block_m // 4 + (dq if config.dq_order is DqOrder.NEXT_STEP else 0)
+    qk, v = _columns_of(spec, config)
+    needed = (qk + v) // 2 + config.block_m
+    if config.dq_order is DqOrder.NEXT_STEP:
+        needed += config.block_m // 4 + max(map(columns, dq_chunks(spec.head_dim, config.block_m))) // 2
     needed += qk // 4 * config.k_in_registers + v // 4 * config.v_in_registers
     most = consumer_registers(2) - ADDRESSES
     if needed <= most:

@@ -12,7 +12,7 @@ Space = dict[str, tuple[Choice, ...]]
 def backward_space(spec: AttentionSpec, dtype: DType, limits: Limits, quick: bool) -> Space:
     """Choices by field."""
     return {
-        "block_m": (64,),
+        "block_m": (64, 128),
         "stages": (2, 3) if quick else (1, 2, 3, 4),
         "dq_order": tuple(DqOrder),
         "stats_by_tma": (True, False),
@@ -25,5 +25,5 @@ def backward_space(spec: AttentionSpec, dtype: DType, limits: Limits, quick: boo
 def backward_default(spec: AttentionSpec, dtype: DType, limits: Limits) -> Config:
     """Two buffers, and dq a step late. Not measured yet."""
     return HopperBackwardConfig(
-        block_m=64, stages=2, dq_order=DqOrder.NEXT_STEP if spec.head_dim <= 64 else DqOrder.BEFORE_DP, stats_by_tma=True, k_in_registers=False, v_in_registers=False, anchor=True
+        block_m=64, stages=2, dq_order=DqOrder.NEXT_STEP if spec.head_dim <= 96 else DqOrder.SAME_STEP, stats_by_tma=True, k_in_registers=False, v_in_registers=False, anchor=True
     )
