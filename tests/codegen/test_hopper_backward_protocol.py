@@ -94,7 +94,7 @@ def test_computes_the_gradients(seqlens: tuple[int, int], causal: bool, order: D
 def test_buffers_and_where_operands_lie(order: DqOrder, stages: int, causal: bool) -> None:
     spec = a_spec(causal=causal)
     config = a_config(
-        spec, dq_order=order, stages=stages, stats_by_tma=False, k_in_registers=True, v_in_registers=True, anchor=False
+        spec, dq_order=order, stages=stages, stats_by_tma=False, k_in_registers=True, v_in_registers=True, early_dv=False, anchor=True
     )
     assert run(rendered(spec, config), spec, (300, 200), heads=4, kv_heads=2) < 1
 

@@ -33,6 +33,7 @@ def _context(spec: AttentionSpec, config: Config) -> Context:
         "dout_bytes": 2 * config.block_m * columns(v_chunks) + stats_bytes,
         "delays_dq": config.dq_order is not DqOrder.SAME_STEP,
         "dp_is_late": config.dq_order is DqOrder.BEFORE_DP,
+        "early_groups": len(v_chunks) if config.early_dv else 0,
         "consumer_registers": consumer_registers(WARPGROUPS),
         "producer_registers": PRODUCER_REGISTERS,
     }

@@ -7,7 +7,9 @@ from enum import StrEnum
 
 from attnforge.codegen.schedules.base import check_bool, check_enum, check_power_of_two, check_range
 
-FIELDS = ("block_m", "stages", "dq_order", "stats_by_tma", "k_in_registers", "v_in_registers", "anchor")
+FIELDS = (
+    "block_m", "stages", "dq_order", "stats_by_tma", "k_in_registers", "v_in_registers", "early_dv", "anchor"
+)  # fmt: skip
 
 
 class DqOrder(StrEnum):
@@ -37,8 +39,10 @@ class HopperBackwardConfig:
     """Keep K in registers as the operand of the scores: it is then read from shared memory for dq alone."""
     v_in_registers: bool
     """Keep V in registers as the operand of dp."""
+    early_dv: bool
+    """Multiply dv as soon as p is there, beside which ds is computed; else with dk, which needs fewer registers."""
     anchor: bool
-    """Keep ptxas from waiting for the next matrix work before the softmax (see the template's ``anchor``)."""
+    """Keep ptxas from waiting for dp or dq before the softmax (see the template's ``anchor``); early dv does as well."""
 
     def __post_init__(self) -> None:
         check_power_of_two("block_m", self.block_m, 64, 128)
@@ -54,6 +58,7 @@ class HopperBackwardConfig:
             "stats": self.stats_by_tma,
             "kreg": self.k_in_registers,
             "vreg": self.v_in_registers,
+            "earlydv": self.early_dv,
             "anchor": self.anchor,
         }
         return "_".join((f"m{self.block_m}", f"s{self.stages}", self.dq_order, *(flag for flag, is_set in flags.items() if is_set)))

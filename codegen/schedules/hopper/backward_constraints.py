@@ -13,8 +13,10 @@ from attnforge.codegen.spec import AttentionSpec, DType
 
 BLOCK_N = 128
 """Keys of a program: 64 for each of two warpgroups."""
-ADDRESSES = 24
-"""Registers that a warpgroup's thread wants beside its tiles."""
+ADDRESSES = 16
+"""Registers that a warpgroup's thread wants beside its tiles: with 224 of them compiled kernels spill up to 144 bytes."""
+WIDEST_OF_128_QUERIES = 128
+"""Columns of q and v together: beside scores and dp of 128 queries head dim 80 spills 588 to 984 bytes."""
 
 
 def columns(chunks: Iterable[Chunk]) -> int:
@@ -49,23 +51,41 @@ def _fits_shared_memory(spec: AttentionSpec, config: Config, dtype: DType, limit
 
 
 def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
-    """A thread holds half of the columns of dk, dv, scores and dp, in fp32; beside them, where dq is multiplied next
-    to dp, p in 16 bits and half of the columns of its share of dq.
+    """A thread holds half of the columns of dk, dv, scores and dp, in fp32; beside them p in 16 bits, where dv is early,
+    and half of the columns of its share of dq, where that is multiplied next to dp.
     """
     assert isinstance(config, HopperBackwardConfig)
     qk, v = _columns_of(spec, config)
     needed = (qk + v) // 2 + config.block_m
+    needed += config.block_m // 4 * config.early_dv
     if config.dq_order is DqOrder.NEXT_STEP:
-        needed += config.block_m // 4 + max(map(columns, dq_chunks(spec.head_dim, config.block_m))) // 2
+        needed += max(map(columns, dq_chunks(spec.head_dim, config.block_m))) // 2
     needed += qk // 4 * config.k_in_registers + v // 4 * config.v_in_registers
+    if config.block_m == 128 and qk + v > WIDEST_OF_128_QUERIES:
+        return f"scores and dp of 128 queries leave too few registers for dk and dv of {qk} + {v} columns"
     most = consumer_registers(2) - ADDRESSES
     if needed <= most:
         return None
     return f"its tiles need {needed} registers a thread; {most} is the most"
 
 
+def _anchors_something(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    assert isinstance(config, HopperBackwardConfig)
+    return "dv's matrix work is an anchor already" if config.anchor and config.early_dv else None
+
+
+def _saves_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    """At head dim 128 it spills 268 to 420 bytes with an early dv."""
+    assert isinstance(config, HopperBackwardConfig)
+    if not (config.early_dv and config.dq_order is DqOrder.BEFORE_DP):
+        return None
+    return "dq before dp is for want of registers, of which an early dv takes more"
+
+
 CONSTRAINTS = (
     Constraint("dtype", _is_of_two_bytes),
     Constraint("shared memory", _fits_shared_memory),
     Constraint("registers", _fits_registers),
+    Constraint("anchor", _anchors_something),
+    Constraint("early dv", _saves_registers),
 )
