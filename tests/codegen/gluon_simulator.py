@@ -244,7 +244,8 @@ def jit(function: Any = None, **options: Any) -> Any:
 
 def _triton(machine: Machine) -> SimpleNamespace:
     language = SimpleNamespace(
-        constexpr=pieces.constexpr, float32=np.float32, int64=np.int64, program_id=lambda axis: pieces.Int(machine._program),
+        constexpr=pieces.constexpr, float32=np.float32, int64=np.int64,
+        program_id=lambda axis: pieces.Int(machine._program),
         zeros=lambda shape, dtype: tile(np.zeros(shape, dtype)), arange=lambda start, end: tile(np.arange(start, end)),
         load=Pointer.load, store=Pointer.store, where=lambda test, yes, no: tile(np.where(test, yes, no)),
         sum=lambda x, axis: tile(np.sum(x, axis)), reshape=np.reshape, permute=np.transpose,
@@ -267,7 +268,8 @@ def _gluon(machine: Machine) -> SimpleNamespace:
         where=lambda test, yes, no: tile(np.where(test, yes, no)) if np.ndim(test) else (no, yes)[bool(test)],
         minimum=lambda a, b: np.minimum(a, b) if np.ndim(a) else min(a, b),
         maximum=lambda a, b: np.maximum(a, b) if np.ndim(a) else max(a, b),
-        exp2=np.exp2, log2=np.log2, reshape=np.reshape, permute=np.transpose, load=Pointer.load, expand_dims=lambda x, axis: np.expand_dims(x, axis),
+        exp2=np.exp2, log2=np.log2, reshape=np.reshape, permute=np.transpose, load=Pointer.load,
+        expand_dims=lambda x, axis: np.expand_dims(x, axis),
         convert_layout=lambda x, layout, assert_trivial=False: x, cast=lambda value, dtype: value,
         store=Pointer.store,
         **{name: (lambda x, axis, f=f: tile(f(x, axis=axis))) for name, f in reduced.items()},
@@ -279,6 +281,7 @@ def _gluon(machine: Machine) -> SimpleNamespace:
             MBarrierLayout=BarrierLayout, init=Barrier.start, expect=Barrier.expect, arrive=Barrier.arrive,
             wait=lambda barrier, phase, pred=True: machine.wait_until(lambda: not pred or barrier.phase != phase),
         ),
-        tma=SimpleNamespace(async_load=machine.load, async_store=machine.store, async_atomic_add=machine.reduce_add, store_wait=machine.store_wait),
+        tma=SimpleNamespace(async_load=machine.load, async_store=machine.store, async_atomic_add=machine.reduce_add,
+            store_wait=machine.store_wait),
     )  # fmt: skip
     return SimpleNamespace(jit=jit, constexpr_function=jit, language=language, hopper=hopper)

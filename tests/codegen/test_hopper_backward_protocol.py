@@ -56,7 +56,9 @@ def run(
     k, v, dout = (  # (B, S, H, D) in memory
         torch.randn(2, rows, count, width).half().transpose(1, 2)
         for rows, count, width in (
-            (seqlen_k, kv_heads, spec.head_dim), (seqlen_k, kv_heads, spec.head_dim_v), (seqlen_q, heads, spec.head_dim_v)
+            (seqlen_k, kv_heads, spec.head_dim),
+            (seqlen_k, kv_heads, spec.head_dim_v),
+            (seqlen_q, heads, spec.head_dim_v),
         )
     )  # fmt: skip
     if expanded:
@@ -94,7 +96,14 @@ def test_computes_the_gradients(seqlens: tuple[int, int], causal: bool, order: D
 def test_buffers_and_where_operands_lie(order: DqOrder, stages: int, causal: bool) -> None:
     spec = a_spec(causal=causal)
     config = a_config(
-        spec, dq_order=order, stages=stages, stats_by_tma=False, k_in_registers=True, v_in_registers=True, early_dv=False, anchor=True
+        spec,
+        dq_order=order,
+        stages=stages,
+        stats_by_tma=False,
+        k_in_registers=True,
+        v_in_registers=True,
+        early_dv=False,
+        anchor=True,
     )
     assert run(rendered(spec, config), spec, (300, 200), heads=4, kv_heads=2) < 1
 

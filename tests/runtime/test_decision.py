@@ -132,3 +132,12 @@ def test_smaller_defaults_start_at_the_default_and_ask_for_ever_less(dtype: DTyp
 def test_smaller_defaults_end_where_there_is_none_smaller() -> None:
     smallest = list(smaller_defaults(a_spec(), DType.BF16, SM_90.limits))[-1]
     assert Variant(a_spec(), *default_config(a_spec(), DType.BF16, Limits("sm_90", 1024))) == smallest
+
+
+def test_deterministic_calls_pass_over_what_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Variant, "is_deterministic", property(lambda variant: variant.config.block_m > 16))
+    files = caches((EXACT, BUCKET))
+    assert decide(a_spec(), PROBLEM, SM_90, files).entry == EXACT
+    assert decide(a_spec(), PROBLEM, SM_90, files, deterministic=True).entry == BUCKET
+    alone = decide(a_spec(), PROBLEM, SM_90, caches((EXACT,)), deterministic=True)
+    assert alone.kind is DecisionKind.DEFAULT

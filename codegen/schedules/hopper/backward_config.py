@@ -42,7 +42,7 @@ class HopperBackwardConfig:
     early_dv: bool
     """Multiply dv as soon as p is there, beside which ds is computed; else with dk, which needs fewer registers."""
     anchor: bool
-    """Keep ptxas from waiting for dp or dq before the softmax (see the template's ``anchor``); early dv does as well."""
+    """Keep ptxas from waiting for dp or dq before the softmax (see the template's ``anchor``); an early dv does too."""
 
     def __post_init__(self) -> None:
         check_power_of_two("block_m", self.block_m, 64, 128)
@@ -61,4 +61,6 @@ class HopperBackwardConfig:
             "earlydv": self.early_dv,
             "anchor": self.anchor,
         }
-        return "_".join((f"m{self.block_m}", f"s{self.stages}", self.dq_order, *(flag for flag, is_set in flags.items() if is_set)))
+        return "_".join(
+            (f"m{self.block_m}", f"s{self.stages}", self.dq_order, *(flag for flag, is_set in flags.items() if is_set))
+        )

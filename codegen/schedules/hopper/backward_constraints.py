@@ -8,13 +8,13 @@ from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
 from attnforge.codegen.schedules.base import Config, Constraint, Limits
 from attnforge.codegen.schedules.hopper.backward_chunks import dq_chunks
 from attnforge.codegen.schedules.hopper.backward_config import DqOrder, HopperBackwardConfig
-from attnforge.codegen.schedules.hopper.constraints import BARRIER_BYTES, consumer_registers
+from attnforge.codegen.schedules.hopper.constraints import consumer_registers
 from attnforge.codegen.spec import AttentionSpec, DType
 
 BLOCK_N = 128
 """Keys of a program: 64 for each of two warpgroups."""
 ADDRESSES = 16
-"""Registers that a warpgroup's thread wants beside its tiles: with 224 of them compiled kernels spill up to 144 bytes."""
+"""Registers that a warpgroup's thread wants beside its tiles: with 224 of them kernels spill up to 144 bytes."""
 WIDEST_OF_128_QUERIES = 128
 """Columns of q and v together: beside scores and dp of 128 queries head dim 80 spills 588 to 984 bytes."""
 
@@ -24,19 +24,21 @@ def columns(chunks: Iterable[Chunk]) -> int:
     return sum(chunk.width for chunk in chunks)
 
 
-def _columns_of(spec: AttentionSpec, config: HopperBackwardConfig) -> tuple[int, int]:
-    """Columns of q and k, and of v and dout."""
-    every = {chunk for chunks in dq_chunks(spec.head_dim, config.block_m) for chunk in chunks}
-    return columns(every), columns(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
+def _chunks_of(spec: AttentionSpec, config: HopperBackwardConfig) -> set[Chunk]:
+    """The chunks of q and k."""
+    return {chunk for chunks in dq_chunks(spec.head_dim, config.block_m) for chunk in chunks}
 
 
 def shared_memory_estimate(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> int:
     """Bytes of K and V, of the rings of q and dout, of ds twice, of dq in fp32, and of the barriers."""
     assert isinstance(config, HopperBackwardConfig)
-    qk, v = _columns_of(spec, config)
+    v_chunks = split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS)
+    qk, v = columns(_chunks_of(spec, config)), columns(v_chunks)
     operands = (BLOCK_N + config.stages * config.block_m) * (qk + v) + 2 * BLOCK_N * config.block_m
     stats = 2 * config.stages * config.block_m if config.stats_by_tma else 0
-    return dtype.bytes * operands + 4 * (config.block_m * qk + stats) + BARRIER_BYTES
+    # Triton hands each partition its arguments through shared memory: more of them for more chunks.
+    arguments = 576 + 192 * max(map(len, (_chunks_of(spec, config), v_chunks)))
+    return dtype.bytes * operands + 4 * (config.block_m * qk + stats) + arguments
 
 
 def _is_of_two_bytes(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
@@ -51,13 +53,14 @@ def _fits_shared_memory(spec: AttentionSpec, config: Config, dtype: DType, limit
 
 
 def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
-    """A thread holds half of the columns of dk, dv, scores and dp, in fp32; beside them p in 16 bits, where dv is early,
-    and half of the columns of its share of dq, where that is multiplied next to dp.
+    """A thread holds half of the columns of dk, dv, scores and dp, in fp32; beside them p in 16 bits, where dv is early
+    or dq in the next step, and half of the columns of its share of dq, where that is multiplied next to dp.
     """
     assert isinstance(config, HopperBackwardConfig)
-    qk, v = _columns_of(spec, config)
+    qk, v = columns(_chunks_of(spec, config)), columns(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
     needed = (qk + v) // 2 + config.block_m
-    needed += config.block_m // 4 * config.early_dv
+    if config.early_dv or config.dq_order is DqOrder.NEXT_STEP:
+        needed += config.block_m // 4
     if config.dq_order is DqOrder.NEXT_STEP:
         needed += max(map(columns, dq_chunks(spec.head_dim, config.block_m))) // 2
     needed += qk // 4 * config.k_in_registers + v // 4 * config.v_in_registers
