@@ -53,7 +53,9 @@ async def measure(variants: list[Variant], problem: Problem, measurer: Measurer)
         else:
             times[variant] = outcome.total_ms
             tflops = operations(variant.spec, problem) / outcome.total_ms * 1e-9
-            lines.append({"variant": variant.name, "seqlen": problem.seqlen_q, "tflops": round(tflops, 1)})
+            kernels = {kernel: round(ms, 4) for kernel, ms in outcome.kernel_ms.items()}
+            line = {"variant": variant.name, "seqlen": problem.seqlen_q, "tflops": round(tflops, 1), "ms": kernels}
+            lines.append(line)
         print(json.dumps(lines[-1]), flush=True)
     best = sorted(times, key=lambda variant: times[variant])[:3]
     finalists = tuple(dict.fromkeys([*best, *(variant for variant in variants[:1] if variant in times)]))

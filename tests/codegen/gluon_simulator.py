@@ -102,7 +102,7 @@ class Machine:
             self._loads.pop(self._random.randrange(len(self._loads)))()
             self._idle = 0
         queue = self._random.choice(list(self._stores.values()))
-        if queue and self._random.random() < 0.1:
+        if queue and self._random.random() < 0.03:
             queue.pop(0)()
         mine = self._threads[threading.current_thread()]
         other = self._pick()

@@ -136,7 +136,7 @@ def test_smaller_defaults_end_where_there_is_none_smaller() -> None:
 
 def test_deterministic_calls_pass_over_what_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Variant, "is_deterministic", property(lambda variant: variant.config.block_m > 16))
-    files = caches((EXACT, BUCKET))
+    files = caches((EXACT,), (BUCKET,))
     assert decide(a_spec(), PROBLEM, SM_90, files).entry == EXACT
     assert decide(a_spec(), PROBLEM, SM_90, files, deterministic=True).entry == BUCKET
     alone = decide(a_spec(), PROBLEM, SM_90, caches((EXACT,)), deterministic=True)
