@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from attnforge.cache.reader import read_shipped_cache
-from attnforge.codegen import AttentionSpec, DType, Pass, TemplateSet, Variant, default_config, render
+from attnforge.codegen import AttentionSpec, DType, Pass, TemplateSet, Variant, default_configs, render
 from attnforge.target import Target
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 256)
@@ -37,9 +37,13 @@ def shipped_specs() -> tuple[AttentionSpec, ...]:
 def default_variants(
     specs: Iterable[AttentionSpec], targets: Iterable[Target], dtype: DType = DType.BF16
 ) -> tuple[Variant, ...]:
-    """The variants that run on ``targets`` where nothing was tuned; each once."""
+    """The variants that run on ``targets`` where nothing was tuned, for tensors of whatever layout; each once."""
     pairs = ((spec, target) for target in targets for spec in specs)
-    return tuple(dict.fromkeys(Variant(spec, *default_config(spec, dtype, target.limits)) for spec, target in pairs))
+    return tuple(
+        dict.fromkeys(
+            Variant(spec, *default) for spec, target in pairs for default in default_configs(spec, dtype, target.limits)
+        )
+    )
 
 
 def tuned_variants(tuned_dir: Path, arch: str | None = None) -> tuple[Variant, ...]:
@@ -91,9 +95,9 @@ class Shipment:
     def wanted(self) -> dict[str, bytes]:
         """The content of every file, by its path below the folder; raises CacheRefused for a tuned cache."""
         defaults = default_variants(shipped_specs(), [Target.for_arch(arch) for arch in ARCHS])
-        kernels = rendered(dict.fromkeys((*defaults, *tuned_variants(self.tuned_dir))))
-        contents = {f"kernels/{path}": content for path, content in sorted(kernels.items())}
-        return contents | {MANIFEST: _manifest(contents)}
+        variants = dict.fromkeys((*defaults, *tuned_variants(self.tuned_dir)))
+        contents = {f"kernels/{path}": content for path, content in sorted(rendered(variants).items())}
+        return contents | {MANIFEST: _manifest(variants, contents)}
 
     def differences(self, wanted: Mapping[str, bytes]) -> Differences:
         """How the folder's generated files differ from those wanted."""
@@ -121,10 +125,12 @@ class Shipment:
         return differences
 
 
-def _manifest(contents: Mapping[str, bytes]) -> bytes:
-    """What a kernel's bytes are held against before they run."""
+def _manifest(variants: Iterable[Variant], contents: Mapping[str, bytes]) -> bytes:
+    """What a kernel's bytes are held against before they run, and what each schedule's were rendered from."""
+    definitions = {f"{variant.schedule} {variant.spec.pass_}": variant.definition for variant in variants}
+    templates = {name: TemplateSet.installed().digest_of(each) for name, each in sorted(definitions.items())}
     digests = {path: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
-    manifest = {"template_digest": TemplateSet.installed().digest, "files": digests}
+    manifest = {"template_digests": templates, "files": digests}
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 

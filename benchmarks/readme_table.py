@@ -3,7 +3,7 @@
     python benchmarks/readme_table.py            rewrite README.md and docs/speed.png
     python benchmarks/readme_table.py --check    exit 1 when README.md is not what the newest run says
 
-A run is committed by `attnforge bench --out benchmarks/results/NAME`. Without one the section tells of the sweep.
+A run is committed by `attnforge bench --out benchmarks/results/NAME`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from attnforge.bench.picture import draw_picture
 from attnforge.bench.results import HOST_BAR_US, OURS, Cell, HostCost, Measurement, Results, read_results
 from attnforge.bench.summary import compare
 
-sys.path.insert(0, str(Path(__file__).parent))
-import sweep_section
-
 ROOT = Path(__file__).parents[1]
 PICTURE = "docs/speed.png"
 BEGIN = "<!-- speed: written by benchmarks/readme_table.py -->"
 END = "<!-- /speed -->"
 
 
-def newest_run() -> tuple[Path, Results] | None:
-    """The committed run that was made last, and where it is; None when there is none."""
+def newest_run() -> tuple[Path, Results]:
+    """The committed run that was made last, and where it is."""
     runs = [(path, read_results(path)) for path in sorted((ROOT / "benchmarks" / "results").rglob("*.json"))]
-    return max(runs, key=lambda run: run[1].created, default=None)
+    return max(runs, key=lambda run: run[1].created)
 
 
 def _row(*columns: str) -> str:
@@ -94,18 +91,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     readme = ROOT / "README.md"
-    run = newest_run()
-    text = section(run[0].relative_to(ROOT).as_posix(), run[1]) if run else sweep_section.section(PICTURE)
-    text = rewritten(readme.read_text(), text)
+    path, results = newest_run()
+    text = rewritten(readme.read_text(), section(path.relative_to(ROOT).as_posix(), results))
     if check:
         stale = text != readme.read_text()
         print("README.md is stale: run python benchmarks/readme_table.py" if stale else "README.md is current")
         return int(stale)
     readme.write_text(text)
-    if run:
-        draw_picture(run[1], ROOT / PICTURE)
-    else:
-        sweep_section.draw(ROOT / PICTURE)
+    draw_picture(results, ROOT / PICTURE)
     return 0
 
 

@@ -7,8 +7,14 @@ always render to the same bytes.
 from attnforge.codegen.errors import CodegenError, ConfigError, SpecError
 from attnforge.codegen.head_dims import Chunk, HeadDimSplit
 from attnforge.codegen.render import TemplateSet, render
-from attnforge.codegen.schedules import config_type, default_config, fields_of, schedule_of
-from attnforge.codegen.schedules.base import Config, Constraint, Limits, Schedule, ScheduleDefinition
+from attnforge.codegen.schedules import (
+    config_type,
+    default_config,
+    default_configs,
+    schedule_of,
+    schedules_of,
+)
+from attnforge.codegen.schedules.base import Config, Constraint, Limits, Schedule, ScheduleDefinition, fields_of
 from attnforge.codegen.schedules.hopper import HopperBackwardConfig, HopperForwardConfig
 from attnforge.codegen.schedules.portable import PortableBackwardConfig, PortableForwardConfig
 from attnforge.codegen.spec import SUPPORTED_HEAD_DIMS, AttentionSpec, DType, Pass
@@ -37,7 +43,9 @@ __all__ = [
     "Variant",
     "config_type",
     "default_config",
+    "default_configs",
     "fields_of",
     "render",
     "schedule_of",
+    "schedules_of",
 ]

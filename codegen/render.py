@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attnforge.codegen.digests import rendering_digest
 from attnforge.codegen.errors import CodegenError
 from attnforge.codegen.head_dims import Chunk
-from attnforge.codegen.schedules import fields_of
-from attnforge.codegen.schedules.base import Choice
+from attnforge.codegen.schedules.base import Choice, ScheduleDefinition, fields_of
 from attnforge.codegen.spec import AttentionSpec
 from attnforge.codegen.variant import Variant
 
@@ -84,13 +83,9 @@ class TemplateSet:
         environment.filters |= {"names": _names, "widths": _widths, "assignments": _assignments}
         return environment
 
-    @cached_property
-    def digest(self) -> str:
-        """Sixteen hex digits that change when any template does."""
-        hashed = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*.jinja")):
-            hashed.update(path.relative_to(self.folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-        return hashed.hexdigest()[:16]
+    def digest_of(self, definition: ScheduleDefinition) -> str:
+        """Sixteen hex digits that change when anything does that the definition's kernels are rendered from."""
+        return rendering_digest(definition, self.folder)
 
     @staticmethod
     @lru_cache(maxsize=1)
@@ -123,6 +118,6 @@ def render(variant: Variant, templates: TemplateSet | None = None) -> str:
         command=_CodegenText(command_for(variant.spec)),
         mask=_CodegenText("causal, aligned bottom-right" if variant.spec.causal else "none"),
         template_name=_CodegenText(definition.template),
-        template_digest=_CodegenText(templates.digest),
+        template_digest=_CodegenText(templates.digest_of(definition)),
         **definition.context(variant.spec, variant.config),
     )

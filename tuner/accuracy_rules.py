@@ -36,6 +36,9 @@ Measured against the gradient for the out that the backward is given: its roundi
 """
 LSE_ERROR = 1e-4
 """Largest ``|lse - ref|``, natural log."""
+LSE_RELATIVE_ERROR = 2.0**-19
+"""Likewise in units of ``|ref|``, where that is more (above 52). Tensor cores truncate what they add up in fp32: with
+logits of 80 head dim 256 was 1.15e-4 off on an H200, in every config alike."""
 FORWARD_FACTOR = 2.0
 """Largest error of out, in units of the error of eager attention in the same precision."""
 BACKWARD_FACTOR = 3.0
@@ -172,12 +175,14 @@ def judge_forward(
     norm = torch.linalg.vector_norm(expected["out"], dim=-1)
     row_l2 = torch.linalg.vector_norm(error, dim=-1) / torch.where(norm == 0, 1.0, norm)
     lse_error = (lse - expected["lse"]).abs()
+    largest_lse = per_element(expected["lse"].masked_fill(~seeing, 0.0).abs())
+    allowed_lse = (LSE_RELATIVE_ERROR * largest_lse).clamp(min=LSE_ERROR)
     return [
         Reading(Rule.WRITTEN, "out", (out.isnan() & rows[..., None]).flatten(1).sum(1), 0.0),
         Reading(Rule.WRITTEN, "lse", (lse.isnan() & rows).flatten(1).sum(1), 0.0),
         Reading(Rule.UNSEEING, "out", ((out != 0) & unseeing[..., None]).flatten(1).sum(1), 0.0),
         Reading(Rule.UNSEEING, "lse", (~lse.isneginf() & unseeing).flatten(1).sum(1), 0.0),
-        Reading(Rule.LSE, "lse", per_element(lse_error.masked_fill(~seeing, 0.0)), LSE_ERROR),
+        Reading(Rule.LSE, "lse", per_element(lse_error.masked_fill(~seeing, 0.0)), allowed_lse),
         Reading(Rule.RELATIVE_L2, "out", per_element(row_l2.masked_fill(~seeing, 0.0)), ROW_L2[dtype]),
         Reading(Rule.MAX_ERROR, "out", per_element(error.abs()), allowed_out),
     ]

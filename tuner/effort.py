@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from attnforge.codegen import Schedule
 from attnforge.tuner.strategy import StrategyName
 
 
@@ -25,6 +26,8 @@ class Effort:
     """Whether to leave out choices that seldom win."""
     jobs: int = 1
     """Compiler processes."""
+    schedules: tuple[Schedule, ...] = ()
+    """Which to search; empty for every one that can do a spec on the target."""
     strategy: StrategyName = StrategyName.TPE
     """What proposes the configs."""
     seed: int = 0

@@ -1,4 +1,8 @@
-"""A tune without the GPU: compiles what the static model ranks first, drops what does not fit, ranks again."""
+"""A tune without the GPU: compiles what the static model ranks first, drops what does not fit, ranks again.
+
+Of the portable schedule alone: the static model was fitted to it, and the kernels of others do not run in Triton's
+interpreter, which checks the numerics.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
-from attnforge.codegen import Config, DType, Variant, default_config, schedule_of
+from attnforge.codegen import Config, DType, Schedule, Variant, default_config, schedule_of
 from attnforge.codegen.schedules.base import Choice
 from attnforge.compilation import CompilePool, Failure, KernelReport, Outcome, VariantData
 from attnforge.problem import Bucket, Problem
@@ -20,11 +24,19 @@ from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
 from attnforge.tuner.search_space import SearchSpace, values_of
 from attnforge.tuner.task import Task
 
+PREDICTED = Schedule.PORTABLE
+"""The schedule of every prediction."""
 LARGEST_SPILL = 512
 """Bytes a thread: the winners of a sweep on an H200 spilled up to 400."""
 LEAST_GAIN = 1.2
 """Predicted, for a kernel's tile to replace the default's, which somebody has measured. On the H200's sweep, tiles that
 promised less than this over the default's were 0.78-1.10 times as fast, those that promised more 1.27-1.35."""
+
+
+def is_predictable(task: Task, target: Target) -> bool:
+    """Whether a prediction would be of use: it says what is better than portable's default, where that is what runs."""
+    schedule, _ = default_config(task.spec, task.problems[0].dtype, target.limits)
+    return schedule is PREDICTED
 
 
 @dataclass
@@ -44,9 +56,8 @@ class SpecPrediction:
 
     def __post_init__(self) -> None:
         spec, dtype, limits = self.task.spec, self.task.problems[0].dtype, self.target.limits
-        schedule, default = default_config(spec, dtype, limits)
-        self.default = Variant(spec, schedule, default)
-        self.space = SearchSpace(spec, schedule_of(schedule, spec.pass_), dtype, limits, quick=True)
+        self.space = SearchSpace(spec, schedule_of(PREDICTED, spec.pass_), dtype, limits, quick=True)
+        self.default = self.space.variant(self.space.default)
 
     async def predict(self) -> SpecResult:
         """Nothing is written yet."""

@@ -13,7 +13,7 @@ from attnforge.target import Target
 from attnforge.tuner.interruption import run_until_interrupted
 from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import Measurer
-from attnforge.tuner.prediction import SpecPrediction
+from attnforge.tuner.prediction import PREDICTED, SpecPrediction
 from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.result import SpecResult
 from attnforge.tuner.task import Task
@@ -64,7 +64,7 @@ class PredictionSession:
         self, task: Task, interpreters: asyncio.Queue[Measurer], turns: asyncio.Semaphore
     ) -> None:
         async with turns:
-            toolchain = Toolchain.installed()
+            toolchain = Toolchain.installed(PREDICTED, task.spec.pass_)
             prediction = SpecPrediction(task, self.target, toolchain, self.pool, interpreters, self.compilations)
             result = await prediction.predict()
             self.keeper.keep(self.target, result)

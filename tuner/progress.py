@@ -90,7 +90,8 @@ class PlainProgress:
 
     def started(self, search: SpecSearch) -> None:
         """One line."""
-        self._say(f"{search.spec.name}: {len(search.problems)} problems, up to {search.trials} trials")
+        schedules = " and ".join(search.spaces)
+        self._say(f"{search.spec.name}: {len(search.problems)} problems, up to {search.trials} trials of {schedules}")
 
     def tried(self, search: SpecSearch) -> None:
         """No line: there are thousands of trials."""

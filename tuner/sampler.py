@@ -36,9 +36,9 @@ class TpeSampler:
         self._space = space
         self._random = random.Random(seed)
         self._seed = seed
-        self._shared = _Estimator({field: space.choices[field] for field in space.shared_fields}, seed)
-        self._kernels: dict[tuple[str, tuple[Choice, ...]], _Estimator] = {}
-        self._asked: dict[Config, list[tuple[_Estimator, Trial]]] = {}
+        self._shared = Estimator({field: space.choices[field] for field in space.shared_fields}, seed)
+        self._kernels: dict[tuple[str, tuple[Choice, ...]], Estimator] = {}
+        self._asked: dict[Config, list[tuple[Estimator, Trial]]] = {}
 
     def propose(self, known: Container[Config]) -> Config | None:
         """A config of the space that is not among ``known``; None when there is no other left."""
@@ -63,7 +63,7 @@ class TpeSampler:
             kernel_ms = None if isinstance(outcome, Failure) else outcome.kernel_ms[kernel]
             estimator.learn(config, kernel_ms, asked.get(estimator))
 
-    def _ask(self) -> tuple[Config, list[tuple[_Estimator, Trial]]]:
+    def _ask(self) -> tuple[Config, list[tuple[Estimator, Trial]]]:
         fields, trial = self._shared.ask()
         asked = [(self._shared, trial)]
         shared = tuple(fields[field] for field in self._space.shared_fields)
@@ -74,17 +74,17 @@ class TpeSampler:
             asked.append((estimator, trial))
         return self._space.config(fields), asked
 
-    def _estimator(self, kernel: str, shared: tuple[Choice, ...]) -> _Estimator:
+    def _estimator(self, kernel: str, shared: tuple[Choice, ...]) -> Estimator:
         key = (kernel, shared)
         if key not in self._kernels:
             choices = {field: self._space.choices[field] for field in self._space.kernels[kernel]}
-            self._kernels[key] = _Estimator(choices, self._seed + len(self._kernels) + 1)
+            self._kernels[key] = Estimator(choices, self._seed + len(self._kernels) + 1)
         return self._kernels[key]
 
 
 @dataclass(eq=False)
-class _Estimator:
-    """One TPE, held in memory: finished trials live in the Study."""
+class Estimator:
+    """One TPE over a few named choices, held in memory: finished trials live in the Study."""
 
     choices: dict[str, tuple[Choice, ...]]
     seed: int
@@ -106,19 +106,24 @@ class _Estimator:
         }
 
     def ask(self) -> tuple[dict[str, Choice], Trial]:
+        """What to try, by name, and the trial to hand back to forget() or learn()."""
         trial = self._study.ask(self._distributions)
         return {field: self.choices[field][place] for field, place in trial.params.items()}, trial
 
     def forget(self, trial: Trial) -> None:
+        """A proposal that nobody will try."""
         self._study.tell(trial, state=TrialState.FAIL)  # which TPE leaves out
 
-    def learn(self, config: Config, milliseconds: float | None, asked: Trial | None) -> None:
-        """Note a result; None is a failure, which counts as worse than any time."""
+    def learn(self, tried: object, milliseconds: float | None, asked: Trial | None) -> None:
+        """Note what came of something that has the choices as attributes.
+
+        Milliseconds of None are a failure, which counts as worse than any time.
+        """
         if asked is not None:
             state = TrialState.PRUNED if milliseconds is None else TrialState.COMPLETE
             self._study.tell(asked, milliseconds, state=state)
             return
-        values = {field: getattr(config, field) for field in self.choices}
+        values = {field: getattr(tried, field) for field in self.choices}
         if all(value in self.choices[field] for field, value in values.items()):
             self._study.add_trial(self._finished(values, milliseconds))
 

@@ -29,6 +29,11 @@ class SearchSpace:
         return self.definition.space(self.spec, self.dtype, self.limits, self.quick)
 
     @property
+    def default(self) -> Config:
+        """Where a search of it starts."""
+        return self.definition.default(self.spec, self.dtype, self.limits)
+
+    @property
     def kernels(self) -> Mapping[str, tuple[str, ...]]:
         """The config fields that shape one kernel alone, by kernel."""
         return self.definition.kernels
@@ -43,6 +48,11 @@ class SearchSpace:
     def configs(self) -> tuple[Config, ...]:
         """Every config that no constraint excludes, in a fixed order (0.1 s for the backward's 5,000 candidates)."""
         return tuple(config for config in self._candidates() if self.admits(config))
+
+    @property
+    def variants(self) -> Iterator[Variant]:
+        """What ``configs`` make of the spec."""
+        return map(self.variant, self.configs)
 
     @cached_property
     def excluded(self) -> Mapping[str, int]:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from attnforge.cache.schema import Toolchain
-from attnforge.codegen import TemplateSet
+from attnforge.cache.schema import Versions
 from attnforge.compilation import CompilePool
 from attnforge.tuner.budget import Budget
 from attnforge.tuner.comparer import Comparer
@@ -63,7 +62,7 @@ class Session:
             comparer=comparer,
             pool=self.pool,
             target=identity.target,
-            toolchain=Toolchain(triton=identity.triton, torch=identity.torch, templates=TemplateSet.installed().digest),
+            versions=Versions(identity.triton, identity.torch),
             studies=Studies(self.keeper.settings, identity.target),
             caches=self.keeper.load(identity.target),
             progress=self.progress,
@@ -80,7 +79,7 @@ class Session:
         async with turns:
             if self.fresh:
                 for problem in task.problems:
-                    resources.studies.discard(task.spec, problem, resources.toolchain)
+                    resources.studies.discard(task.spec, problem, resources.versions)
             tuner = SpecTuner(task, resources)
             ends = budget.start(task.weight)
             result = await tuner.tune(lambda: not budget.has_passed(ends))

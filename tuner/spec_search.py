@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
-from attnforge.codegen import AttentionSpec, Variant
+from attnforge.codegen import AttentionSpec, Schedule, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
+from attnforge.tuner.joint_strategy import JointStrategy
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.recombination import recombined
 from attnforge.tuner.search_space import SearchSpace
-from attnforge.tuner.strategy import StrategyName, strategy_of
+from attnforge.tuner.strategy import StrategyName
 from attnforge.tuner.study import Outcome, Study
 
 FINALISTS = 3
@@ -27,7 +28,7 @@ class SpecSearch:
 
     def __init__(
         self,
-        space: SearchSpace,
+        spaces: Mapping[Schedule, SearchSpace],
         studies: Mapping[Problem, Study],
         first: Sequence[Variant],
         trials: int,
@@ -36,31 +37,39 @@ class SpecSearch:
     ) -> None:
         """
         Args:
-            space: what may be tried.
+            spaces: what may be tried, by schedule; there is at least one.
             studies: by problem, the smallest first; their trials count as done.
-            first: what to try before the strategy is asked: the default config, then incumbents.
-            trials: configs to try in all, those of ``first`` and of earlier runs included; the whole space is enough.
+            first: what to try before the strategy is asked: the default config, then those of other schedules and
+                incumbents. They need not be in ``spaces``.
+            trials: configs to try in all, those of ``first`` and of earlier runs included; the whole of the spaces is
+                enough.
             seed: of the proposals.
             strategy: what proposes them.
         """
-        self.space = space
+        self.spaces = spaces
         self.studies = studies
         self.default = first[0]
-        self.trials = min(trials, len({*space.configs, *(variant.config for variant in first)}))
-        self._strategies = {problem: strategy_of(strategy, space, seed + i) for i, problem in enumerate(studies)}
+        self.trials = min(trials, len({*(v for space in spaces.values() for v in space.variants), *first}))
+        self._strategies = {problem: JointStrategy(strategy, spaces, seed + i) for i, problem in enumerate(studies)}
         self._turns = cycle(self._strategies.values())
         self._proposed: set[Variant] = set()
-        begun = [variant for study in studies.values() for variant in study.outcomes]
+        # An earlier run may have tried schedules that this one does not search: they are no trials of this one.
+        begun = [
+            variant
+            for study in studies.values()
+            for variant in study.outcomes
+            if variant.schedule in spaces or variant in first
+        ]
         self._queue = deque(v for v in dict.fromkeys((*first, *begun)) if self.missing(v))
         self._finished = {v for v in begun if not self.missing(v)}
         for problem, study in studies.items():
             for variant, outcome in study.outcomes.items():
-                self._strategies[problem].tell(variant.config, outcome)
+                self._strategies[problem].tell(variant, outcome)
 
     @property
     def spec(self) -> AttentionSpec:
         """What is searched for."""
-        return self.space.spec
+        return self.default.spec
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -80,7 +89,7 @@ class SpecSearch:
     @property
     def is_complete(self) -> bool:
         """Whether there is nothing left to propose, because earlier runs did it all."""
-        return not self._queue and self.finished >= min(self.trials, len(self.space.configs))
+        return not self._queue and self.finished >= self.trials
 
     def propose(self) -> Variant | None:
         """What to try next, never the same twice; None when the trials are spent or the space is."""
@@ -90,9 +99,8 @@ class SpecSearch:
                 return self._propose(variant)
         if len(self._finished | self._proposed) >= self.trials:
             return None
-        known = {variant.config for variant in self._finished | self._proposed}
-        config = next(self._turns).propose(known)
-        return None if config is None else self._propose(self.space.variant(config))
+        found = next(self._turns).propose(self._finished | self._proposed)
+        return None if found is None else self._propose(found)
 
     def missing(self, variant: Variant) -> tuple[Problem, ...]:
         """The problems that a config was not tried on."""
@@ -101,7 +109,7 @@ class SpecSearch:
     def record(self, variant: Variant, problem: Problem, outcome: Outcome) -> None:
         """Store what came of a trial, at once, and learn from it."""
         self.studies[problem].record(variant, outcome)
-        self._strategies[problem].tell(variant.config, outcome)
+        self._strategies[problem].tell(variant, outcome)
         if not self.missing(variant):
             self._finished.add(variant)
 
@@ -120,29 +128,33 @@ class SpecSearch:
                     found.setdefault(variant, outcome)
         return found
 
-    def best_kernel_ms(self, problem: Problem) -> dict[str, float]:
-        """The least milliseconds known of each kernel that config fields shape; empty while nothing has run."""
-        measurements = self.measured(problem).values()
-        if not measurements:
-            return {}
-        return {kernel: min(m.kernel_ms[kernel] for m in measurements) for kernel in self.space.kernels}
+    def best_kernel_ms(self, problem: Problem, variant: Variant) -> dict[str, float]:
+        """The least milliseconds known, of whatever schedule, of each kernel that fields of ``variant`` shape."""
+        known = [measurement.kernel_ms for measurement in self.measured(problem).values()]
+        of_kernels = {kernel: [ms[kernel] for ms in known if kernel in ms] for kernel in variant.definition.kernels}
+        return {kernel: min(ms) for kernel, ms in of_kernels.items() if ms}
 
     def recombined(self) -> list[Variant]:
-        """For each problem, the config made of each kernel's best fields, where that is new and promises to be best."""
-        found = (self._recombined(problem) for problem in self.problems)
+        """For each problem and schedule, the config made of each kernel's best fields, where that is new."""
+        found = (self._recombined(problem, space) for problem in self.problems for space in self.spaces.values())
         return [variant for variant in dict.fromkeys(found) if variant is not None and self.missing(variant)]
 
     def finalists(self, problem: Problem, in_office: Variant) -> list[Variant]:
-        """What to compare at the end, as far as each has run: the config in office, the default, and the fastest."""
+        """What to compare at the end, as far as each has run: the config in office, the default, and the fastest.
+
+        The fastest are of the schedules that are searched: an earlier run may have tried others.
+        """
         measured = self.measured(problem)
         standing = [variant for variant in (in_office, self.default) if variant in measured]
-        return list(dict.fromkeys([*standing, *list(measured)[:FINALISTS]]))
+        fastest = [variant for variant in measured if variant.schedule in self.spaces]
+        return list(dict.fromkeys([*standing, *fastest[:FINALISTS]]))
 
     def _propose(self, variant: Variant) -> Variant:
         self._proposed.add(variant)
         return variant
 
-    def _recombined(self, problem: Problem) -> Variant | None:
-        measured = self.measured(problem)
-        config = recombined(self.space, {variant.config: m.kernel_ms for variant, m in measured.items()})
-        return None if config is None else self.space.variant(config)
+    def _recombined(self, problem: Problem, space: SearchSpace) -> Variant | None:
+        schedule = space.definition.schedule
+        times = {v.config: m.kernel_ms for v, m in self.measured(problem).items() if v.schedule is schedule}
+        config = recombined(space, times)
+        return None if config is None else space.variant(config)

@@ -12,9 +12,9 @@ from statistics import median
 
 from msgspec import structs
 
-from attnforge.cache.schema import Source, Toolchain, TunedEntry
+from attnforge.cache.schema import Source, TunedEntry, Versions
 from attnforge.cache.store import LoadedCache
-from attnforge.codegen import Variant, default_config, schedule_of
+from attnforge.codegen import Variant, default_config
 from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, VariantData
 from attnforge.dispatch.decision import DecisionKind, decide, matches
 from attnforge.problem import Bucket, Problem
@@ -27,10 +27,10 @@ from attnforge.tuner.effort import Effort
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
 from attnforge.tuner.noise import noise
+from attnforge.tuner.offer import offer
 from attnforge.tuner.operations import operations
 from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
-from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.spec_search import SpecSearch
 from attnforge.tuner.study import Outcome, Studies
 from attnforge.tuner.task import Task
@@ -49,7 +49,7 @@ class Resources:
     comparer: Comparer
     pool: CompilePool
     target: Target
-    toolchain: Toolchain
+    versions: Versions
     studies: Studies
     caches: tuple[LoadedCache, ...]
     """The target's tuned caches as they were when the tune began."""
@@ -65,17 +65,22 @@ class SpecTuner:
     def __init__(self, task: Task, resources: Resources) -> None:
         spec, target, effort = task.spec, resources.target, resources.effort
         dtype = task.problems[0].dtype
-        schedule, default = default_config(spec, dtype, target.limits)
-        definition = schedule_of(schedule, spec.pass_)
         self._resources = resources
+        self._dtype = dtype
+        self.offer = offer(spec, dtype, target.limits, effort.quick, effort.schedules)
         self._gated: dict[Variant, Accurate | Failure] = {}
         self._noisy: set[Problem] = set()
         self._in_office = {problem: decide(spec, problem, target, resources.caches) for problem in task.problems}
-        first = [Variant(spec, schedule, default), *(decision.variant for decision in self._in_office.values())]
+        first = [
+            Variant(spec, *default_config(spec, dtype, target.limits)),
+            *(space.variant(space.default) for space in self.offer.spaces.values()),
+            *(decision.variant for decision in self._in_office.values()),
+            *(variant for variant in _neighbours(task, resources.caches) if variant.schedule in self.offer.spaces),
+        ]
         self.search = SpecSearch(
-            SearchSpace(spec, definition, dtype, target.limits, effort.quick),
-            {problem: resources.studies.study(spec, problem, resources.toolchain) for problem in task.problems},
-            list(dict.fromkeys([*first, *_neighbours(task, resources.caches)])),
+            self.offer.spaces,
+            {problem: resources.studies.study(spec, problem, resources.versions) for problem in task.problems},
+            list(dict.fromkeys(first)),
             effort.trials,
             effort.seed,
             effort.strategy,
@@ -83,6 +88,8 @@ class SpecTuner:
 
     async def tune(self, has_time: Callable[[], bool]) -> SpecResult:
         """Search until the trials are spent or ``has_time`` says no, then compare. Nothing is written yet."""
+        if not self.offer.spaces:
+            return SpecResult(self.search.spec, tuple(map(self._not_offered, self.search.problems)), trials=0)
         if self._is_done():
             return self._result([self._kept(problem) for problem in self.search.problems])
         self._resources.progress.started(self.search)
@@ -95,7 +102,8 @@ class SpecTuner:
     def confirm(self) -> None:
         """Note that what tune() chose has been written, but for what is to be compared again."""
         for problem, study in self.search.studies.items():
-            if problem not in self._noisy:
+            # Where an earlier run tried other schedules, what it found may not have been compared.
+            if problem not in self._noisy and all(variant.schedule in self.offer.spaces for variant in study.outcomes):
                 study.confirm()
 
     def _is_done(self) -> bool:
@@ -118,16 +126,18 @@ class SpecTuner:
         outcome: CompileReport | Outcome = await self._compile(variant, self.search.missing(variant))
         for problem in self.search.missing(variant):
             if not isinstance(outcome, Failure):
-                best_ms = self.search.best_kernel_ms(problem)
+                best_ms = self.search.best_kernel_ms(problem, variant)
                 outcome = await self._resources.measurer.measure(Measure(VariantData.of(variant), problem, best_ms))
             self.search.record(variant, problem, outcome)
             self._resources.progress.tried(self.search)
 
     async def _compile(self, variant: Variant, problems: Iterable[Problem]) -> CompileReport | Failure:
         """Compile what the problems will launch, each different kernel once; the first failure, if any."""
-        space = self.search.space
-        if variant != self.search.default and not space.admits(variant.config):
-            return Failure(FailureKind.INVALID, f"excluded by {', '.join(space.violated(variant.config))}")
+        violated = variant.definition.violations(
+            variant.spec, variant.config, self._dtype, self._resources.target.limits
+        )
+        if variant != self.search.default and violated:
+            return Failure(FailureKind.INVALID, f"excluded: {'; '.join(violated)}")
         futures = [
             asyncio.wrap_future(self._resources.pool.submit(variant, problem, self._resources.target))
             for problem in _unlike(problems)
@@ -171,7 +181,7 @@ class SpecTuner:
             if isinstance(verdict, Accurate):
                 entry = self._entry(problem, chosen, _median_of_all(times[chosen]), default_ms)
                 return self._written_unless_noisy(entry, comparisons)
-            reasons.append(f"{chosen.config.name}: {verdict.kind}: {verdict.message}")
+            reasons.append(f"{chosen.schedule}/{chosen.config.name}: {verdict.kind}: {verdict.message}")
             del times[chosen]
         return ProblemResult(problem, Verdict.NOTHING_VALID, None, "; ".join(reasons))
 
@@ -182,14 +192,22 @@ class SpecTuner:
         disturbed = noise(conditions)
         if disturbed:
             self._noisy.add(entry.problem)
-            in_office = next((each for each in self._measured_entries() if each.key == entry.key), None)
+            in_office = self._measured_before(entry)
             if in_office is not None:
                 return ProblemResult(entry.problem, Verdict.NOISY, in_office, noise=disturbed)
         return ProblemResult(entry.problem, Verdict.CHOSEN, entry, noise=disturbed)
 
-    def _measured_entries(self) -> Iterator[TunedEntry]:
-        for loaded in self._resources.caches:
-            yield from (entry for entry in loaded.cache.entries if entry.source is Source.MEASURED)
+    def _measured_before(self, entry: TunedEntry) -> TunedEntry | None:
+        """The newest measured entry, of whatever schedule, that a new one would take the place of."""
+        found = (
+            each
+            for loaded in self._resources.caches
+            for each in loaded.cache.entries
+            if each.source is Source.MEASURED and (each.spec, each.bucket) == (entry.spec, entry.bucket)
+        )
+        toolchain = self._resources.versions.toolchain
+        current = [e for e in found if not e.toolchain.differences(toolchain(e.schedule, e.spec.pass_))]
+        return max(current, key=lambda each: each.created, default=None)
 
     async def _gate(self, variant: Variant) -> Accurate | Failure:
         """The whole accuracy gate, once a config."""
@@ -199,11 +217,10 @@ class SpecTuner:
 
     async def _check(self, variant: Variant) -> Accurate | Failure:
         """Compiles ahead: the gate's cases have tails, which the search's problems may not have."""
-        dtype = self.search.space.dtype
-        compiled = await self._compile(variant, [_sizes(case) for case in gate_cases(variant.spec, dtype)])
+        compiled = await self._compile(variant, [_sizes(case) for case in gate_cases(variant.spec, self._dtype)])
         if isinstance(compiled, Failure):
             return compiled
-        return await self._resources.measurer.check(CheckNumerics(VariantData.of(variant), dtype))
+        return await self._resources.measurer.check(CheckNumerics(VariantData.of(variant), self._dtype))
 
     def _entry(self, problem: Problem, variant: Variant, ms: float, default_ms: float | None) -> TunedEntry:
         return TunedEntry(
@@ -219,7 +236,7 @@ class SpecTuner:
             gain=None if default_ms is None else default_ms / ms,
             trials=len(self.search.studies[problem].outcomes),
             created=datetime.now(UTC),
-            toolchain=self._resources.toolchain,
+            toolchain=self._resources.versions.toolchain(variant.schedule, variant.spec.pass_),
         )
 
     def _why_nothing_ran(self, problem: Problem) -> str:
@@ -227,6 +244,10 @@ class SpecTuner:
         outcome = outcomes.get(self.search.default)
         default = f"; the default: {outcome.kind}: {outcome.message}" if isinstance(outcome, Failure) else ""
         return f"none of {len(outcomes)} configs ran{default}"
+
+    def _not_offered(self, problem: Problem) -> ProblemResult:
+        reasons = "; ".join(f"{schedule}: {reason}" for schedule, reason in self.offer.refused.items())
+        return ProblemResult(problem, Verdict.NOTHING_VALID, None, f"no schedule to search ({reasons})")
 
     def _kept(self, problem: Problem) -> ProblemResult:
         return ProblemResult(problem, Verdict.KEPT, self._in_office[problem].entry)

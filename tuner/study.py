@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,17 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from attnforge.cache.schema import Toolchain
-from attnforge.codegen import AttentionSpec, CodegenError, Config, Schedule, Variant, config_type, fields_of
+from attnforge.cache.schema import Versions
+from attnforge.codegen import (
+    AttentionSpec,
+    CodegenError,
+    Config,
+    Schedule,
+    Variant,
+    config_type,
+    fields_of,
+    schedules_of,
+)
 from attnforge.codegen.schedules.base import Choice
 from attnforge.compilation import Failure
 from attnforge.errors import AttnforgeError
@@ -49,26 +59,33 @@ class Studies:
         except (OSError, sqlalchemy.exc.DatabaseError) as error:
             raise StudiesUnusableError(self.path, error) from error
 
-    def study(self, spec: AttentionSpec, problem: Problem, toolchain: Toolchain) -> Study:
-        """The study of a spec on a problem; other templates or another triton start another one."""
+    def study(self, spec: AttentionSpec, problem: Problem, versions: Versions) -> Study:
+        """The study of a spec on a problem: another triton starts another one, other templates a schedule's part."""
         shape = f"b{problem.batch}_h{problem.heads}x{problem.kv_heads}_q{problem.seqlen_q}_k{problem.seqlen_k}"
-        name = f"{spec.name}/{problem.dtype}_{shape}/templates-{toolchain.templates}/triton-{toolchain.triton}"
-        return Study(optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True), spec)
+        name = f"{spec.name}/{problem.dtype}_{shape}/triton-{versions.triton}"
+        study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
+        of_pass = [definition.schedule for definition in schedules_of(spec.pass_)]
+        templates = {schedule: versions.toolchain(schedule, spec.pass_).templates for schedule in of_pass}
+        return Study(study, spec, templates)
 
-    def discard(self, spec: AttentionSpec, problem: Problem, toolchain: Toolchain) -> None:
+    def discard(self, spec: AttentionSpec, problem: Problem, versions: Versions) -> None:
         """Forget the trials of a study, so that it starts afresh."""
-        name = self.study(spec, problem, toolchain).name
+        name = self.study(spec, problem, versions).name
         optuna.delete_study(study_name=name, storage=self._storage)
 
 
 class Study:
     """Finished trials, failures included, in the order in which they finished. None is stored twice."""
 
-    def __init__(self, study: optuna.Study, spec: AttentionSpec) -> None:
+    def __init__(self, study: optuna.Study, spec: AttentionSpec, templates: Mapping[Schedule, str] | None) -> None:
+        """``templates`` are the digests that trials must have been made with, by schedule; None for the last ones."""
         self._study = study
         self._spec = spec
         self.outcomes: dict[Variant, Outcome] = {}
-        for trial in study.get_trials(deepcopy=False):
+        trials = study.get_trials(deepcopy=False)
+        self.templates = _last_templates(trials) if templates is None else templates
+        """Digest by schedule, see Toolchain."""
+        for trial in trials:
             finished = self._read(trial)
             if finished is not None:
                 self.outcomes.setdefault(*finished)
@@ -102,23 +119,35 @@ class Study:
                 value=None if isinstance(outcome, Failure) else outcome.total_ms,
                 params=params,
                 distributions=distributions,
-                user_attrs={"schedule": str(variant.schedule), "outcome": msgspec.to_builtins(outcome)},
+                user_attrs={
+                    "schedule": str(variant.schedule),
+                    "templates": self.templates[variant.schedule],
+                    "outcome": msgspec.to_builtins(outcome),
+                },
             )
         )
         self.outcomes[variant] = outcome
 
     def _read(self, trial: FrozenTrial) -> tuple[Variant, Outcome] | None:
-        """None for a trial that was not stored by record(), or whose config no longer exists."""
+        """None for a trial that was not stored by record(), of other templates, or whose config no longer exists."""
         if "outcome" not in trial.user_attrs:
             return None
         try:
             schedule = Schedule(trial.user_attrs["schedule"])
+            if trial.user_attrs["templates"] != self.templates[schedule]:
+                return None
             fields = {name.removeprefix(f"{schedule}."): value for name, value in trial.params.items()}
             config: Config = msgspec.convert(fields, config_type(schedule, self._spec.pass_))
             outcome: Outcome = msgspec.convert(trial.user_attrs["outcome"], Outcome)
             return Variant(self._spec, schedule, config), outcome
         except (CodegenError, msgspec.ValidationError, KeyError, ValueError):
             return None
+
+
+def _last_templates(trials: Iterable[FrozenTrial]) -> dict[Schedule, str]:
+    recorded = [trial.user_attrs for trial in trials if "outcome" in trial.user_attrs]
+    known = [attrs for attrs in recorded if attrs["schedule"] in set(Schedule)]
+    return {Schedule(attrs["schedule"]): str(attrs["templates"]) for attrs in known}
 
 
 def _plain(value: Choice) -> Any:

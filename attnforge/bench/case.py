@@ -13,7 +13,7 @@ TOKENS = 16384
 """Tokens of every case: the batch is what is left beside the sequence length, as in the FlashAttention papers."""
 HIDDEN = 2048
 """Heads x head dim of every case, likewise."""
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = (64, 128, 256)
 SEQLENS = (1024, 4096, 16384)
 QUICK_SEQLENS = (4096,)
 
@@ -57,30 +57,34 @@ def grid(
     seqlens: Sequence[int] = SEQLENS,
     causal: Sequence[bool] = (False, True),
     dtype: DType = DType.BF16,
+    heads: int | None = None,
     kv_heads: int | None = None,
 ) -> list[Case]:
     """Every combination, 16k tokens and 2048 hidden each. Raises BadCaseError for sizes that no problem can have.
 
     Args:
-        head_dims: head dims of q, k and v; there are 2048 // head_dim heads.
+        head_dims: head dims of q, k and v.
         seqlens: queries and keys; the batch is 16384 // seqlen, at least 1.
         causal: which masks.
         dtype: of q, k and v.
+        heads: heads of q; 2048 // head_dim when None.
         kv_heads: heads of k and v; as many as of q when None.
     """
+    if heads is not None and heads < 1:
+        raise BadCaseError(f"--heads {heads}: supported: 1 or more")
     cases = []
     for head_dim, causal_, seqlen in product(head_dims, causal, seqlens):
         if not 1 <= head_dim <= HIDDEN:
             raise BadCaseError(f"--head-dim {head_dim}: supported: 1 to {HIDDEN}")
         if seqlen < 1:
             raise BadCaseError(f"--seqlen {seqlen}: supported: 1 or more")
-        heads = HIDDEN // head_dim
-        if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
-            raise BadCaseError(f"--kv-heads {kv_heads}: head dim {head_dim} has {heads} heads, not a multiple of it")
+        q_heads = heads or HIDDEN // head_dim
+        if kv_heads is not None and (kv_heads < 1 or q_heads % kv_heads):
+            raise BadCaseError(f"--kv-heads {kv_heads}: head dim {head_dim} has {q_heads} heads, not a multiple of it")
         case = Case(
             batch=max(1, TOKENS // seqlen),
-            heads=heads,
-            kv_heads=kv_heads or heads,
+            heads=q_heads,
+            kv_heads=kv_heads or q_heads,
             seqlen=seqlen,
             head_dim=head_dim,
             causal=causal_,

@@ -137,7 +137,7 @@ def _change(offered: TunedEntry, before: _Entries, after: _Entries) -> tuple[Cha
         if offered.source is Source.MEASURED and Source.PREDICTED in before.sources(offered):
             return Change.REPLACED, MEASURED_AT_LAST
         if before.sources(offered):
-            return Change.ADDED, "beside the entry that another triton or other templates found"
+            return Change.ADDED, "beside the entry of another triton, other templates or another schedule"
         return Change.ADDED, "nothing was there"
     if offered.source is Source.PREDICTED and Source.MEASURED in after.sources(offered):
         return Change.KEPT, "a measured entry is there, this one is a prediction"

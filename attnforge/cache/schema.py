@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta, Struct
 
-from attnforge.codegen import AttentionSpec, Config, Schedule, TemplateSet, Variant
+from attnforge.codegen import AttentionSpec, Config, Pass, Schedule, TemplateSet, Variant, schedule_of
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
 
@@ -37,18 +37,13 @@ class Toolchain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     triton: ShortText
     torch: ShortText
     templates: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
-    """TemplateSet.digest of the templates."""
+    """TemplateSet.digest_of the schedule and pass: of all that its kernels are rendered from."""
 
     @staticmethod
-    @lru_cache(maxsize=1)
-    def installed() -> Toolchain:
-        """What this process runs."""
-        import torch
-        import triton
-
-        return Toolchain(
-            triton=triton.__version__, torch=str(torch.__version__), templates=TemplateSet.installed().digest
-        )
+    @cache
+    def installed(schedule: Schedule, pass_: Pass) -> Toolchain:
+        """What this process runs for kernels of a schedule and pass."""
+        return Versions.installed().toolchain(schedule, pass_)
 
     def differences(self, other: Toolchain) -> tuple[str, ...]:
         """Why an entry found with this toolchain is not exact under ``other``, in words; empty when it is.
@@ -61,6 +56,26 @@ class Toolchain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.templates != other.templates:
             found.append(f"templates {self.templates}, not {other.templates}")
         return tuple(found)
+
+
+class Versions(NamedTuple):
+    """What runs the kernels, of whatever schedule."""
+
+    triton: str
+    torch: str
+
+    @staticmethod
+    def installed() -> Versions:
+        """In this process."""
+        import torch
+        import triton
+
+        return Versions(triton.__version__, str(torch.__version__))
+
+    def toolchain(self, schedule: Schedule, pass_: Pass) -> Toolchain:
+        """These versions, with the installed templates of a schedule and pass."""
+        templates = TemplateSet.installed().digest_of(schedule_of(schedule, pass_))
+        return Toolchain(triton=self.triton, torch=self.torch, templates=templates)
 
 
 def _minor(version: str) -> str:
@@ -142,16 +157,27 @@ class TunedEntry(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return Variant(self.spec, self.schedule, self.config)
 
     @property
+    def differences(self) -> tuple[str, ...]:
+        """Why it is not exact in this process, in words; empty when its toolchain is the installed one."""
+        return self.toolchain.differences(Toolchain.installed(self.schedule, self.spec.pass_))
+
+    @property
     def key(self) -> EntryKey:
         """What a cache holds at most one entry for."""
-        return EntryKey(self.spec, self.bucket, _minor(self.toolchain.triton), self.toolchain.templates)
+        triton_minor, templates = _minor(self.toolchain.triton), self.toolchain.templates
+        return EntryKey(self.spec, self.bucket, self.schedule, triton_minor, templates)
 
 
 class EntryKey(NamedTuple):
-    """Entries of different toolchains stand side by side: a writer never takes away what another toolchain found."""
+    """Entries of different schedules and toolchains stand side by side.
+
+    A writer never takes away what another toolchain found; of two schedules' the newer one serves, and the older one
+    the tensors that the newer's schedule cannot take.
+    """
 
     spec: AttentionSpec
     bucket: Bucket
+    schedule: Schedule
     triton_minor: str
     templates: str
 

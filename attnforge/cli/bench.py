@@ -24,7 +24,7 @@ WIDTH_OF_THE_TABLE = 140
 
 
 HeadDimOption = Annotated[
-    list[int] | None, typer.Option(help="Head dim of q, k and v; repeatable.", show_default="64, 128")
+    list[int] | None, typer.Option(help="Head dim of q, k and v; repeatable.", show_default="64, 128, 256")
 ]
 SeqlenOption = Annotated[
     list[int] | None, typer.Option(help="Queries and keys; repeatable.", show_default="1024, 4096, 16384")
@@ -33,6 +33,7 @@ PassOption = Annotated[Pass | None, typer.Option("--pass", help="One of the two;
 CausalOption = Annotated[
     bool | None, typer.Option("--causal/--no-causal", help="With or without a causal mask; both when left out.")
 ]
+HeadsOption = Annotated[int | None, typer.Option(help="Heads of q; as many as make 2048 hidden when left out.")]
 KvHeadsOption = Annotated[
     int | None, typer.Option(help="Heads of k and v, for grouped queries; those of q when left out.")
 ]
@@ -51,6 +52,7 @@ def bench(
     pass_: PassOption = None,
     causal: CausalOption = None,
     dtype: DTypeOption = DType.BF16,
+    heads: HeadsOption = None,
     kv_heads: KvHeadsOption = None,
     peers: PeersOption = None,
     quick: QuickOption = False,
@@ -69,6 +71,7 @@ def bench(
         seqlens=_unique(seqlen or (QUICK_SEQLENS if quick else SEQLENS)),
         causal=(False, True) if causal is None else (causal,),
         dtype=dtype,
+        heads=heads,
         kv_heads=kv_heads,
     )
     competitors = implementations(peers)

@@ -25,7 +25,7 @@ from attnforge.cache.merging import (
     target_of,
 )
 from attnforge.cache.reader import read_to_look_at
-from attnforge.cache.schema import Toolchain, TunedCache, TunedEntry
+from attnforge.cache.schema import TunedCache, TunedEntry
 from attnforge.cache.store import TunedCacheStore
 from attnforge.errors import NoGpuError
 from attnforge.settings import Settings
@@ -85,7 +85,7 @@ def diff(
 
 def print_stale(entries: Iterable[TunedEntry]) -> None:
     """Says which of ``entries`` were found with another Triton or other templates."""
-    stale = Counter(entry.toolchain.differences(Toolchain.installed()) for entry in entries)
+    stale = Counter(entry.differences for entry in entries)
     for differences, count in stale.items():
         if differences:
             typer.echo(f"  {count} of them found with {'; '.join(differences)}: they serve, but not as exact\n")

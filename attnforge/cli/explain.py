@@ -13,7 +13,7 @@ from attnforge.cache.schema import Source
 from attnforge.cache.store import CacheFile, LoadedCache, TunedCacheStore
 from attnforge.cli.selection import DTypeOption
 from attnforge.codegen import AttentionSpec, DType, Pass, Variant, fields_of
-from attnforge.dispatch.decision import Decision, DecisionKind, best_by_kind, decide, matches
+from attnforge.dispatch.decision import Decision, DecisionKind, best_by_kind, candidates, decide
 from attnforge.errors import CacheRefused, KernelNotGeneratedError
 from attnforge.kernels import Kernels
 from attnforge.problem import Bucket, Problem
@@ -115,18 +115,29 @@ def _print_explanation(
         ],
     )
     _print_fields(console, [(place.file.origin, f"{place.file.path}: {place.finding}") for place in places], "Caches")
-    _print_fields(console, _steps(spec, problem, caches, decision), "Look-up: the first that is found")
+    _print_fields(console, _steps(spec, problem, target, caches, decision), "Look-up: the first that is found")
     config = ", ".join(f"{name}={value}" for name, value in fields_of(decision.variant.config).items())
     found = [("decision", f"{decision.kind}: {decision.reason}"), ("cache", decision.cache_path or "none")]
     kernel = [("config", config), ("variant", decision.variant.name), ("kernel", _kernel(decision.variant, kernels))]
-    _print_fields(console, [*found, *kernel], "Decision")
+    fallback = _fallback(spec, problem, target, caches, decision)
+    _print_fields(console, [*found, *kernel, *fallback], "Decision")
+
+
+def _fallback(
+    spec: AttentionSpec, problem: Problem, target: Target, caches: Sequence[LoadedCache], decision: Decision
+) -> Iterable[tuple[str, object]]:
+    """What runs where the schedule decided upon cannot take a call's layout, which only the call itself shows."""
+    layouts = decision.variant.definition.layouts_refused
+    if layouts is not None:
+        instead = decide(spec, problem, target, caches, refused=(decision.variant.schedule,))
+        yield "otherwise", f"for {layouts}: {instead.variant.name} ({instead.kind}: {instead.reason})"
 
 
 def _steps(
-    spec: AttentionSpec, problem: Problem, caches: Sequence[LoadedCache], decision: Decision
+    spec: AttentionSpec, problem: Problem, target: Target, caches: Sequence[LoadedCache], decision: Decision
 ) -> Iterable[tuple[str, object]]:
     """Each step of the look-up up to the one that decides."""
-    best = best_by_kind(matches(spec, problem, caches))
+    best = best_by_kind(candidates(spec, problem, target, caches))
     for source in Source:
         for kind in (DecisionKind.EXACT, DecisionKind.BUCKET, DecisionKind.NEAREST):
             match = best.get((source, kind))

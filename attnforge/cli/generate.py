@@ -101,7 +101,7 @@ def _list(differences: Differences, words: dict[str, str]) -> None:
 def _print(specs: Sequence[AttentionSpec], target: str | None) -> None:
     if len(specs) > 1:
         raise SelectionError("--print writes one module: choose --pass and --causal or --no-causal")
-    (variant,) = default_variants(specs, [_targets(target)[-1]])
+    variant, *_ = default_variants(specs, [_targets(target)[-1]])
     typer.echo(render(variant), nl=False)
 
 

@@ -21,7 +21,7 @@ from attnforge.cli.selection import (
     SelectionError,
     selected_specs,
 )
-from attnforge.codegen import DType
+from attnforge.codegen import AttentionSpec, DType, Schedule, schedules_of
 from attnforge.compilation import CompilePool
 from attnforge.errors import AttnforgeError
 from attnforge.settings import Settings
@@ -29,6 +29,8 @@ from attnforge.target import Target
 from attnforge.tuner.effort import Effort, cores
 from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import INTERPRETER_WORKER, Deadlines, Measurer, interpreting_environment
+from attnforge.tuner.offer import offer
+from attnforge.tuner.prediction import is_predictable
 from attnforge.tuner.prediction_session import PredictionSession
 from attnforge.tuner.progress import progress_for
 from attnforge.tuner.result import SpecResult, Verdict
@@ -90,6 +92,14 @@ BudgetOption = Annotated[
     ),
 ]  # fmt: skip
 JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Compilers at once. One a core.")]
+ScheduleOption = Annotated[
+    list[Schedule] | None,
+    typer.Option(
+        "--schedule",
+        help="Search this schedule alone; repeat it for several. Every one that can do a kernel on the GPU when left"
+        " out: hopper is for sm_90 and forwards.",
+    ),
+]
 StrategyOption = Annotated[
     StrategyName,
     typer.Option(
@@ -127,6 +137,7 @@ def tune(
     trials: TrialsOption = None,
     budget: BudgetOption = None,
     jobs: JobsOption = None,
+    schedule: ScheduleOption = None,
     strategy: StrategyOption = StrategyName.TPE,
     seed: SeedOption = 0,
     fresh: FreshOption = False,
@@ -151,20 +162,24 @@ def tune(
     specs = selected_specs(head_dim, head_dim_v, causal, pass_)
     if quick and target is not None and head_dim is None:
         specs = tuple(spec for spec in specs if spec.head_dim in QUICK_HEAD_DIMS)
+    specs = _with_schedules(specs, schedule)
     todo = tasks(specs, seqlen or (QUICK_SEQLENS if quick else SEQLENS), dtype)
     effort = Effort(
         trials=trials or _default_trials(strategy, quick),
         budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
         quick=quick,
         jobs=jobs or (cores() if target else max(1, cores() - 1)),
+        schedules=tuple(dict.fromkeys(schedule or ())),
         strategy=strategy,
         seed=seed,
     )
     if target is None:
         _measure(todo, effort, fresh, settings, console)
         return
-    if fresh or budget or strategy is not StrategyName.TPE:
-        raise SelectionError("--fresh, --budget and --strategy are about measuring: leave them out with --target")
+    if fresh or budget or schedule or strategy is not StrategyName.TPE:
+        raise SelectionError(
+            "--fresh, --budget, --schedule and --strategy are about measuring: leave them out with --target"
+        )
     compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)
     _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
     if quick and head_dim is None:
@@ -173,6 +188,17 @@ def tune(
             f" {_listed(QUICK_SEQLENS)}, configs that seldom win. For all of them: attnforge tune --target {target}",
             highlight=False,
         )
+
+
+def _with_schedules(specs: tuple[AttentionSpec, ...], wanted: list[Schedule] | None) -> tuple[AttentionSpec, ...]:
+    """Those of specs that any of the wanted schedules has kernels of; whether the GPU can run them is known later."""
+    if not wanted:
+        return specs
+    left = tuple(spec for spec in specs if any(each.schedule in wanted for each in schedules_of(spec.pass_)))
+    if not left:
+        passes = " and no ".join(dict.fromkeys(spec.pass_ for spec in specs))
+        raise SelectionError(f"schedule {' or '.join(wanted)} has no {passes}")
+    return left
 
 
 def _default_trials(strategy: StrategyName, quick: bool) -> int:
@@ -199,6 +225,12 @@ def _predict(
     todo: list[Task], target: Target, compilations: int, jobs: int, settings: Settings, console: Console
 ) -> None:
     environment = interpreting_environment(os.environ)
+    left_out = [task.spec.name for task in todo if not is_predictable(task, target)]
+    if any(len(offer(task.spec, task.problems[0].dtype, target.limits).spaces) > 1 for task in todo):
+        console.print("Predicting the portable schedule: others are tuned on the GPU itself.", highlight=False)
+    todo = [task for task in todo if is_predictable(task, target)]
+    if left_out:
+        console.print(f"Left to their defaults, which are of a faster schedule: {', '.join(left_out)}", highlight=False)
     session = PredictionSession(
         tasks=todo,
         target=target,

@@ -2,19 +2,22 @@
 
 Among the entries of the spec on the target, measured ones go before predicted ones whatever their bucket: a
 measurement next door says more than the static model at home. Within a source an exact entry goes before its bucket's,
-and that before the nearest bucket's; among equals the caches' order decides. Without an entry it is the default config.
+and that before the nearest bucket's; among equals the caches' order decides. Of two schedules' entries for a bucket the
+newer alone counts, for it was compared with what was there; the older serves where the newer's schedule cannot.
+Without an entry it is the default config. A prediction is against the default of its own schedule: where another
+schedule's is the default it says nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from attnforge.cache.schema import Source, Toolchain, TunedEntry
+from attnforge.cache.schema import Source, TunedEntry
 from attnforge.cache.store import LoadedCache
-from attnforge.codegen import AttentionSpec, DType, Limits, Variant, default_config
+from attnforge.codegen import AttentionSpec, DType, Limits, Schedule, Variant, default_configs
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
 
@@ -79,26 +82,73 @@ def decide(
     target: Target,
     caches: Sequence[LoadedCache],
     excluded: Container[Variant] = frozenset(),
+    refused: Collection[Schedule] = (),
     *,
     deterministic: bool = False,
 ) -> Decision:
     """The decision for a problem on a target.
 
-    Variants in ``excluded``, which failed there, are passed over; with ``deterministic`` so are those whose results do
-    not repeat to the bit. The default config's do.
+    Variants in ``excluded``, which failed there, are passed over, and the schedules in ``refused``, which cannot take
+    the layout of a call's tensors; with ``deterministic`` also those whose results do not repeat to the bit.
     """
-    candidates = [
+    found = candidates(spec, problem, target, caches, excluded, refused, deterministic=deterministic)
+    if found:
+        return min(found, key=_rank).to_decision()
+    without = f", {' and '.join(refused)} aside" if refused else ""
+    reason = f"nothing usable is tuned for {spec.name} on {target.slug}{without}: the default config"
+    default = _default(spec, problem, target, excluded, refused, deterministic)
+    return Decision(default, DecisionKind.DEFAULT, reason)
+
+
+def candidates(
+    spec: AttentionSpec,
+    problem: Problem,
+    target: Target,
+    caches: Sequence[LoadedCache],
+    excluded: Container[Variant] = frozenset(),
+    refused: Collection[Schedule] = (),
+    *,
+    deterministic: bool = False,
+) -> list[Match]:
+    """The entries that decide() chooses among, in the caches' order."""
+    default = _default(spec, problem, target, excluded, refused, deterministic)
+    found = [
         match
         for match in matches(spec, problem, caches)
-        if match.entry.variant not in excluded and (match.entry.variant.is_deterministic or not deterministic)
+        if match.entry.variant not in excluded
+        and match.entry.schedule not in refused
+        and (match.entry.variant.is_deterministic or not deterministic)
+        and (match.entry.source is Source.MEASURED or match.entry.schedule is default.schedule)
     ]
-    if candidates:
-        return min(candidates, key=_rank).to_decision()
-    return Decision(
-        Variant(spec, *default_config(spec, problem.dtype, target.limits)),
-        DecisionKind.DEFAULT,
-        f"nothing usable is tuned for {spec.name} on {target.slug}: the default config",
+    newest: dict[tuple[object, ...], TunedEntry] = {}
+    for match in sorted(found, key=lambda match: match.entry.created):
+        newest[_contest(match)] = match.entry
+    return [match for match in found if match.entry.schedule is newest[_contest(match)].schedule]
+
+
+def _contest(match: Match) -> tuple[object, ...]:
+    """What only one schedule can win: in a cache, with a triton, on a bucket."""
+    return match.cache_path, match.entry.source, match.entry.bucket, match.entry.key.triton_minor
+
+
+def _default(
+    spec: AttentionSpec,
+    problem: Problem,
+    target: Target,
+    excluded: Container[Variant],
+    refused: Collection[Schedule],
+    deterministic: bool,
+) -> Variant:
+    """The first default variant that nothing speaks against, or else the last, portable's."""
+    defaults = [Variant(spec, *default) for default in default_configs(spec, problem.dtype, target.limits)]
+    usable = (
+        variant
+        for variant in defaults
+        if variant not in excluded
+        and variant.schedule not in refused
+        and (variant.is_deterministic or not deterministic)
     )
+    return next(usable, defaults[-1])
 
 
 def matches(spec: AttentionSpec, problem: Problem, caches: Sequence[LoadedCache]) -> list[Match]:
@@ -113,30 +163,32 @@ def matches(spec: AttentionSpec, problem: Problem, caches: Sequence[LoadedCache]
     return [match for match in found if match is not None]
 
 
-def best_by_kind(candidates: Sequence[Match]) -> dict[tuple[Source, DecisionKind], Match]:
+def best_by_kind(found: Sequence[Match]) -> dict[tuple[Source, DecisionKind], Match]:
     """The best match of each source and kind: the steps of a look-up, for people to read."""
     best: dict[tuple[Source, DecisionKind], Match] = {}
-    for match in sorted(candidates, key=_rank):
+    for match in sorted(found, key=_rank):
         best.setdefault((match.entry.source, match.kind), match)
     return best
 
 
 def smaller_defaults(spec: AttentionSpec, dtype: DType, limits: Limits) -> Iterator[Variant]:
-    """The default variant, then what would be the default on targets with ever less shared memory."""
+    """The default variants, the preferred first, then portable's on targets with ever less shared memory."""
     previous = None
-    while limits.shared_memory >= 1024:
-        variant = Variant(spec, *default_config(spec, dtype, limits))
+    for default in default_configs(spec, dtype, limits):
+        previous = Variant(spec, *default)
+        yield previous
+    while (limits := Limits(limits.arch, limits.shared_memory // 2)).shared_memory >= 1024:
+        variant = Variant(spec, *default_configs(spec, dtype, limits)[-1])
         if variant != previous:
             yield variant
         previous = variant
-        limits = Limits(limits.arch, limits.shared_memory // 2)
 
 
 def _match(entry: TunedEntry, cache_path: Path, problem: Problem, bucket: Bucket) -> Match | None:
     distance = bucket.distance(entry.bucket)
     if distance is None:
         return None
-    differences = entry.toolchain.differences(Toolchain.installed())
+    differences = entry.differences
     if entry.problem == problem and not differences:
         kind = DecisionKind.EXACT
     else:

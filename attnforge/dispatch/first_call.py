@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
 from triton.compiler import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from attnforge.codegen import AttentionSpec
+from attnforge.codegen import AttentionSpec, Schedule
 from attnforge.dispatch.decision import Decision, DecisionKind, decide, smaller_defaults
 from attnforge.dispatch.errors import KernelFallbackWarning, NoWorkingConfigError, PlanRefusedError
 from attnforge.dispatch.launch import InterpretedLaunch, Launch, Output, Tensors, first_launch
@@ -39,19 +39,21 @@ def make(call: Call, surroundings: Surroundings) -> tuple[Tensors, Launch | Inte
     """The call's outputs, and the launch to hold for the next one like it.
 
     A config that cannot be compiled or needs more than the device has is passed over with a KernelFallbackWarning, now
-    and in later decisions; one that cannot take the layout of the call's tensors, now alone. Raises
+    and in later decisions; a schedule that cannot take the layout of the call's tensors, now alone. Raises
     NoWorkingConfigError when none is left.
     """
     target = surroundings.target_of(call.inputs[0].device)
     failed = surroundings.failed.setdefault((target, call.problem.dtype), set())
+    refused: list[Schedule] = []
     failure: Exception | None = None
-    for decision in _decisions(call, surroundings):
+    for decision in _decisions(call, surroundings, refused):
         logger.debug("%s on %s: %s (%s)", call.problem, target.slug, decision.variant.name, decision.reason)
         try:
             return _launch(call, decision, surroundings)
         except PlanRefusedError as refusal:  # of this call's layout alone: the config stays in office
             logger.debug("%s: %s", call.problem, refusal)
             failure = refusal
+            refused.append(decision.variant.schedule)
         except (OutOfResources, PTXASError, CompilationError, RuntimeError) as error:
             if not _is_of_the_config(error):
                 raise
@@ -70,16 +72,24 @@ def _launch(call: Call, decision: Decision, surroundings: Surroundings) -> tuple
     return first_launch(module, call.inputs, outputs, call.softmax_scale)
 
 
-def _decisions(call: Call, surroundings: Surroundings) -> Iterator[Decision]:
-    """What the tuned caches say, then the default config, then ever smaller ones: without those that failed before."""
+def _decisions(call: Call, surroundings: Surroundings, refused: Collection[Schedule]) -> Iterator[Decision]:
+    """What the tuned caches say, then the default configs, then ever smaller ones: without those that failed before.
+
+    ``refused`` may grow from one to the next: schedules to pass over in this call. What the caches say without them is
+    as good as it was with them.
+    """
     target = surroundings.target_of(call.inputs[0].device)
     failed = surroundings.failed[target, call.problem.dtype]
     caches = surroundings.caches_for(target)
-    decision = decide(call.spec, call.problem, target, caches, failed, deterministic=call.deterministic)
-    if decision.variant not in failed:
-        yield decision
+    before = None
+    while before != len(refused):
+        before = len(refused)
+        decision = decide(call.spec, call.problem, target, caches, failed, refused, deterministic=call.deterministic)
+        if decision.variant not in failed and decision.variant.schedule not in refused:
+            yield decision
     for variant in smaller_defaults(call.spec, call.problem.dtype, target.limits):
-        if variant not in failed:
+        repeats = variant.is_deterministic or not call.deterministic
+        if variant not in failed and variant.schedule not in refused and repeats:
             yield Decision(variant, DecisionKind.DEFAULT, "what was preferred does not run: a smaller default")
 
 

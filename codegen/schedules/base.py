@@ -6,7 +6,7 @@ A new hardware scheme is one more module beside this one, one more template, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
@@ -47,6 +47,11 @@ Choice = int | bool | StrEnum
 Context = Mapping[str, object]
 
 
+def fields_of(config: Config) -> dict[str, Choice]:
+    """A config as plain data, in the order of its declaration."""
+    return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """A static rule that excludes a config before anything is compiled."""
@@ -77,6 +82,8 @@ class ScheduleDefinition:
     """Config fields by the kernel they shape, for kernels that are timed apart and whose best tiles can be combined."""
     supports: Callable[[AttentionSpec, Limits], str | None]
     """Why this schedule cannot do a spec on a target; None when it can."""
+    layouts_refused: str | None = None
+    """Tensors for which the rendered plan() raises ValueError, in words; None when it takes any layout."""
     is_deterministic: Callable[[Config], bool] = lambda config: True
     """Whether a config's results repeat to the bit: not those of sums whose order is left to chance."""
 
@@ -84,6 +91,13 @@ class ScheduleDefinition:
         """Every reason to exclude ``config``; empty when it may be tried."""
         found = (c.violation(spec, config, dtype, limits) for c in self.constraints)
         return [reason for reason in found if reason is not None]
+
+    def refusal(self, spec: AttentionSpec, dtype: DType, limits: Limits) -> str | None:
+        """Why this schedule has no kernel of a spec for a dtype and target; None when it has."""
+        unsupported = self.supports(spec, limits)
+        if unsupported is not None:
+            return unsupported
+        return next(iter(self.violations(spec, self.default(spec, dtype, limits), dtype, limits)), None)
 
 
 def check_power_of_two(field: str, value: object, low: int, high: int) -> None:

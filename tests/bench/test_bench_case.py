@@ -8,9 +8,9 @@ from attnforge.codegen import DType, Pass
 
 def test_default_grid_is_the_one_of_the_bars():
     cases = grid()
-    assert len(cases) == 2 * 2 * 3
+    assert len(cases) == 3 * 2 * 3
     assert {(c.head_dim, c.causal, c.seqlen) for c in cases} == {
-        (d, causal, s) for d in (64, 128) for causal in (False, True) for s in (1024, 4096, 16384)
+        (d, causal, s) for d in (64, 128, 256) for causal in (False, True) for s in (1024, 4096, 16384)
     }
     assert all(c.batch * c.seqlen == 16384 and c.heads * c.head_dim == 2048 for c in cases)
     assert all(c.dtype is DType.BF16 and c.kv_heads == c.heads for c in cases)
@@ -25,6 +25,8 @@ def test_longer_sequences_than_the_tokens_still_have_a_batch():
     [
         ({"head_dims": [4096]}, "--head-dim 4096"),
         ({"seqlens": [0]}, "--seqlen 0"),
+        ({"heads": 0}, "--heads 0"),
+        ({"head_dims": [80], "heads": 16, "kv_heads": 3}, "--kv-heads 3: head dim 80 has 16 heads"),
         ({"head_dims": [128], "kv_heads": 3}, "--kv-heads 3: head dim 128 has 16 heads"),
     ],
 )

@@ -14,7 +14,7 @@ from attnforge.bench.results import OURS, Failure, Measurement
 from attnforge.bench.run import Inputs, disagreement, prepare, run_case
 from attnforge.cache.schema import Toolchain
 from attnforge.cache.store import TunedCacheStore
-from attnforge.codegen import DType, Pass
+from attnforge.codegen import DType, Pass, Schedule
 from attnforge.dispatch.surroundings import Surroundings
 from attnforge.kernels import Kernels
 from attnforge.settings import Settings
@@ -94,7 +94,9 @@ def test_an_untuned_cell_is_recorded_as_a_default(surroundings):
 
 
 def test_a_tuned_cell_is_recorded_with_its_cache_unless_its_variant_failed_to_launch(surroundings):
-    path = surroundings.store.write(ARCH, [measured(128, 4096, toolchain=Toolchain.installed())])
+    path = surroundings.store.write(
+        ARCH, [measured(128, 4096, toolchain=Toolchain.installed(Schedule.PORTABLE, Pass.FORWARD))]
+    )
     (case,) = grid(head_dims=[128], seqlens=[4096], causal=[True])
     decisions = Decisions(ARCH, surroundings)
     record = decisions.record(case, Pass.FORWARD)

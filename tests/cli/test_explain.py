@@ -7,7 +7,7 @@ from attnforge import cli
 from attnforge.cache.document import encode
 from attnforge.cache.schema import Toolchain, TunedEntry
 from attnforge.cache.store import TunedCacheStore
-from attnforge.codegen import DType, Limits, default_config
+from attnforge.codegen import DType, Limits, Pass, Schedule, default_config, schedules
 from attnforge.target import Target
 from tests.runtime.cache.entries import ARCH, GPU, a_cache, a_config, a_spec, measured, predicted, put
 
@@ -61,7 +61,7 @@ def test_what_was_never_tuned_gets_the_default_config(explain: Explain, tuned_di
 
 
 def test_a_tuned_entry_is_found_step_by_step(explain: Explain, tuned_dir: Path) -> None:
-    near = measured(seqlen=8192, toolchain=Toolchain.installed())
+    near = measured(seqlen=8192, toolchain=Toolchain.installed(Schedule.PORTABLE, Pass.FORWARD))
     write(tuned_dir / "sm_90.yaml", near, predicted(seqlen=4096))
     _, said, _ = explain(*CALL)
     assert said["user"].endswith("sm_90.yaml: read, 2 entries for forward_d128_causal")
@@ -93,7 +93,11 @@ def test_a_refused_cache_is_named_with_the_reason(explain: Explain, tuned_dir: P
 
 
 def test_a_tuned_gpu_is_a_target_without_the_gpu(explain: Explain, tuned_dir: Path) -> None:
-    write(tuned_dir / f"{GPU.slug}.yaml", measured(toolchain=Toolchain.installed()), target=GPU)
+    write(
+        tuned_dir / f"{GPU.slug}.yaml",
+        measured(toolchain=Toolchain.installed(Schedule.PORTABLE, Pass.FORWARD)),
+        target=GPU,
+    )
     _, said, _ = explain(*CALL[:-1], GPU.slug)
     assert said["target"].startswith("sm_90-nvidia-h200: 132 SMs")
     assert said["decision"].startswith("exact: measured on this very problem")
@@ -134,3 +138,13 @@ def test_a_mistake_is_one_clear_error(explain: Explain, arguments: tuple[str, ..
     assert (status, said) == (2, {})
     assert message in error
     assert "Traceback" not in error
+
+
+def test_beside_a_decision_that_not_every_layout_gets_it_names_what_others_get(
+    explain: Explain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "otherwise" not in explain(*CALL)[1]
+    monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
+    _, said, _ = explain(*CALL)
+    assert said["variant"].startswith("hopper/forward_d128_causal/")
+    assert said["otherwise"].startswith("for tensors that TMA cannot address: portable/forward_d128_causal/")

@@ -38,6 +38,8 @@ def test_without_a_gpu_it_names_target(folder: Path, capsys: pytest.CaptureFixtu
         (["--budget", "0m"], "90s, 5m or 1h"),
         (["--seqlen", "0"], "--seqlen"),
         (["--target", "sm_90", "--budget", "5m"], "leave them out with --target"),
+        (["--target", "sm_90", "--schedule", "portable"], "leave them out with --target"),
+        (["--schedule", "fast"], "portable"),
     ],
 )
 def test_bad_options_say_what_is_supported(
@@ -52,3 +54,8 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for words in ("--target sm_90 --quick", "--head-dim 72", "Ctrl-C is safe"):
         assert words in shown
+
+
+def test_schedules_that_have_no_kernels_of_the_pass_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of("--schedule", "hopper", "--pass", "backward", "--head-dim", "64") == 2
+    assert "schedule hopper has no backward" in capsys.readouterr().err

@@ -20,9 +20,10 @@ class Tile(np.ndarray):  # type: ignore[type-arg]
 
     type = SimpleNamespace(layout=None)
 
-    def to(self, dtype: Any) -> Tile:
-        """Rounded; computed on in fp32 all the same."""
-        return self if np.issubdtype(dtype, np.integer) else tile(self.astype(dtype).astype(np.float32))
+    def to(self, dtype: Any, bitcast: bool = False) -> Tile:
+        """Rounded; floats are computed on in fp32 all the same."""
+        cast = np.ascontiguousarray(self).view(dtype) if bitcast else self.astype(dtype)
+        return tile(cast.astype(np.float32) if np.issubdtype(dtype, np.floating) else cast)
 
 
 def tile(value: Any) -> Tile:
@@ -185,7 +186,10 @@ class Pointer:
 
     def store(self, values: Any, mask: Any = True) -> None:
         offsets, values, mask = np.broadcast_arrays(np.asarray(self.offsets), values, mask)
-        self._flat()[offsets[mask]] = values[mask]
+        flat, offsets = self._flat(), offsets[mask]
+        if offsets.size and (offsets.min() < 0 or offsets.max() >= flat.size):
+            raise ProtocolError("a store out of bounds")
+        flat[offsets] = values[mask]
 
     def load(self, mask: Any = True, other: float = np.nan) -> Tile:
         offsets, mask = np.broadcast_arrays(np.asarray(self.offsets), mask)
@@ -194,6 +198,6 @@ class Pointer:
         return tile(loaded)
 
     def _flat(self) -> Any:
-        """The memory from the tensor's first element on."""
-        storage = torch.empty(0, dtype=self.tensor.dtype).set_(self.tensor.untyped_storage())
-        return storage[self.tensor.storage_offset() :].numpy()
+        """The memory from the tensor's first element on, as far as strides reach."""
+        reach = sum((size - 1) * stride for size, stride in zip(self.tensor.shape, self.tensor.stride(), strict=True))
+        return self.tensor.as_strided((reach + 1,), (1,)).numpy()

@@ -155,15 +155,15 @@ class Machine:
         """A TMA store or reduction, which reads shared memory later, at the latest when it is waited for."""
         if view.buffer.unfenced_writer is not None:
             raise ProtocolError("a TMA store reads what no fence has published")
-        target, source = descriptor.boxes([int(each) for each in start])
         view.buffer.readers += 1
 
-        def happen() -> None:
-            view.buffer.readers -= 1
+        def leave() -> None:
+            target, source = descriptor.boxes([int(each) for each in start])
             kept = descriptor.base.numpy()[target] if add else 0
             descriptor.base.numpy()[target] = kept + view.buffer.data[source]
+            view.buffer.readers -= 1
 
-        self._stores[threading.current_thread()].append(happen)
+        self._stores[threading.current_thread()].append(leave)
         self.switch()
 
     def reduce_add(self, descriptor: Descriptor, start: Sequence[int], view: View) -> None:
@@ -171,12 +171,11 @@ class Machine:
         self.store(descriptor, start, view, add=True)
 
     def store_wait(self, outstanding: int) -> None:
-        """For this partition's TMA stores, but for so many of the last."""
+        """Until at most so many of this partition's TMA stores have still to read."""
+        self.switch()
         queue = self._stores[threading.current_thread()]
         while len(queue) > outstanding:
-            self.switch()
-            if queue:
-                queue.pop(0)()
+            queue.pop(0)()
 
     def multiply(self, a: Any, b: View, acc: Any, use_acc: bool = True, is_async: bool = False) -> InFlight:
         """wgmma."""
@@ -195,7 +194,10 @@ class Machine:
         return results[0] if len(results) == 1 else results
 
     def assembly(self, text: str, _: str, arguments: Sequence[Any], **options: Any) -> Any:
-        """A named barrier, or an identity."""
+        """A named barrier, two 16-bit floats in one integer, or an identity."""
+        if text.startswith("cvt.rn.f16x2.f32"):
+            even, odd = (np.asarray(each).astype(np.float16).view(np.uint16).astype(np.uint32) for each in arguments)
+            return tile(even | odd << 16)
         found = re.match(r"bar\.(sync|arrive) (\d+), 256;", text)
         if found is None:
             return arguments[0]
@@ -257,7 +259,8 @@ def _gluon(machine: Machine) -> SimpleNamespace:
     reduced = {"sum": np.sum, "max": np.max}
     language = SimpleNamespace(
         constexpr=pieces.constexpr, static_range=range, float16=np.float16, bfloat16=None, float32=np.float32,
-        int32=np.int32, int64=np.int64, NVMMADistributedLayout=Layout, SliceLayout=Layout, DotOperandLayout=Layout,
+        int32=np.int32, uint16=np.uint16, uint32=np.uint32, int64=np.int64,
+        NVMMADistributedLayout=Layout, SliceLayout=Layout, DotOperandLayout=Layout,
         NVMMASharedLayout=SimpleNamespace(get_default_for=lambda *_: Layout()),
         allocate_shared_memory=machine.allocate, warp_specialize=machine.specialize,
         inline_asm_elementwise=machine.assembly,
@@ -268,6 +271,7 @@ def _gluon(machine: Machine) -> SimpleNamespace:
         where=lambda test, yes, no: tile(np.where(test, yes, no)) if np.ndim(test) else (no, yes)[bool(test)],
         minimum=lambda a, b: np.minimum(a, b) if np.ndim(a) else min(a, b),
         maximum=lambda a, b: np.maximum(a, b) if np.ndim(a) else max(a, b),
+        split=lambda x: (x[..., 0], x[..., 1]), join=lambda *parts: tile(np.stack(parts, -1)),
         exp2=np.exp2, log2=np.log2, reshape=np.reshape, permute=np.transpose, load=Pointer.load,
         expand_dims=lambda x, axis: np.expand_dims(x, axis),
         convert_layout=lambda x, layout, assert_trivial=False: x, cast=lambda value, dtype: value,

@@ -25,8 +25,8 @@ from tests.codegen.strategies import LIMITS
 SM_90 = Limits("sm_90", 232448)
 HOPPER = schedule_of(Schedule.HOPPER, Pass.FORWARD)
 CONFIG = HopperForwardConfig(
-    warpgroups=2, block_n=128, stages=2, ping_pong=True, overlap=True, anchor=True, persistent=False,
-    head_dim_split=HeadDimSplit.CHUNKS,
+    warpgroups=2, block_n=128, stages=2, q_stages=1, ping_pong=True, overlap=True, anchor=True, persistent=False,
+    heads_together=1, head_dim_split=HeadDimSplit.CHUNKS,
 )  # fmt: skip
 HEAD_DIMS = range(16, 257, 8)
 
@@ -37,7 +37,8 @@ def a_spec(head_dim: int = 128, causal: bool = False, head_dim_v: int | None = N
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("warpgroups", 1), ("warpgroups", 4), ("block_n", 96), ("block_n", 16), ("stages", 0), ("stages", 7),
+    [("warpgroups", 1), ("warpgroups", 5), ("block_n", 96), ("block_n", 16), ("stages", 0), ("stages", 7),
+     ("q_stages", 3), ("heads_together", 0),
      ("ping_pong", 1), ("overlap", 0), ("anchor", "yes"), ("persistent", None), ("head_dim_split", "chunks")],
 )  # fmt: skip
 def test_a_config_refuses_what_no_kernel_has(field: str, value: object) -> None:
@@ -49,7 +50,7 @@ def test_names_tell_configs_apart() -> None:
     choices = HOPPER.space(a_spec(80), DType.BF16, SM_90, False)
     configs = [replace(CONFIG, **{field: value}) for field, values in choices.items() for value in values]
     assert len({config.name for config in configs}) == len(set(configs))
-    assert CONFIG.name == "w2_n128_s2_pingpong_overlap_anchor_chunks"
+    assert CONFIG.name == "w2_n128_s2_q1_h1_pingpong_overlap_anchor_chunks"
 
 
 def test_it_is_for_sm_90_and_equal_head_dims() -> None:
@@ -78,6 +79,8 @@ def test_where_it_starts_breaks_no_constraint(head_dim: int, causal: bool) -> No
         ({"stages": 4}, 128, DType.BF16, "bytes of shared memory"),
         ({"warpgroups": 3}, 128, DType.BF16, "registers a thread"),
         ({"overlap": False}, 128, DType.BF16, "no overlap to anchor"),
+        ({"q_stages": 2}, 128, DType.BF16, "persistent programs"),
+        ({"heads_together": 8}, 128, DType.BF16, "in any order"),
     ],
 )
 def test_constraints_give_their_reasons(changed: dict[str, int], head_dim: int, dtype: DType, reason: str) -> None:
@@ -89,7 +92,8 @@ def test_constraints_give_their_reasons(changed: dict[str, int], head_dim: int, 
 @pytest.mark.parametrize("causal", [False, True])
 def test_rendered_modules_stand_alone_and_are_formatted(causal: bool, tmp_path: Path) -> None:
     for number, (head_dim, changed) in enumerate(
-        [(64, {"warpgroups": 3, "block_n": 64}), (112, {}), (128, {"persistent": True}), (160, {"ping_pong": False}),
+        [(64, {"warpgroups": 3, "block_n": 64}), (112, {}), (128, {"persistent": True, "q_stages": 2}),
+         (160, {"ping_pong": False}), (64, {"heads_together": 8}), (64, {"heads_together": 8, "persistent": True}),
          (80, {"overlap": False, "anchor": False}), (72, {"head_dim_split": HeadDimSplit.PADDED}), (256, {})]
     ):  # fmt: skip
         text = render(Variant(a_spec(head_dim, causal), Schedule.HOPPER, replace(CONFIG, **changed)))  # type: ignore[arg-type]

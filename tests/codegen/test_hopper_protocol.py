@@ -36,7 +36,15 @@ def a_spec(head_dim: int = 32, causal: bool = True) -> AttentionSpec:
 def a_config(spec: AttentionSpec, **changed: object) -> HopperForwardConfig:
     config = schedule_of(Schedule.HOPPER, Pass.FORWARD).default(spec, DType.FP16, SM_90)
     assert isinstance(config, HopperForwardConfig)
-    return replace(config, block_n=64, **changed)  # type: ignore[arg-type]
+    plain: dict[str, object] = {
+        "warpgroups": 2,
+        "block_n": 64,
+        "stages": 2,
+        "q_stages": 1,
+        "anchor": True,
+        "persistent": False,
+    }
+    return replace(config, **plain | changed)  # type: ignore[arg-type]
 
 
 def rendered(spec: AttentionSpec, config: HopperForwardConfig) -> str:
@@ -71,7 +79,9 @@ def run(
 @pytest.mark.parametrize("seqlens", SEQLENS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize(("warpgroups", "ping_pong", "overlap"), [(2, True, True), (3, True, True), (2, False, False)])
+@pytest.mark.parametrize(
+    ("warpgroups", "ping_pong", "overlap"), [(2, True, True), (3, True, True), (4, True, True), (2, False, False)]
+)
 def test_computes_attention(
     seqlens: tuple[int, int], causal: bool, stages: int, warpgroups: int, ping_pong: bool, overlap: bool
 ) -> None:
@@ -82,11 +92,22 @@ def test_computes_attention(
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("programs", [1, 3])
-@pytest.mark.parametrize("overlap", [False, True])
-def test_programs_that_walk_over_tiles(causal: bool, programs: int, overlap: bool) -> None:
+@pytest.mark.parametrize(("overlap", "q_stages"), [(False, 1), (True, 1), (True, 2)])
+@pytest.mark.parametrize("seqlens", [(300, 200), (130, 400), (400, 130), (70, 70)])
+def test_programs_that_walk_over_tiles(
+    causal: bool, programs: int, overlap: bool, q_stages: int, seqlens: tuple[int, int]
+) -> None:
     spec = a_spec(causal=causal)
-    config = a_config(spec, persistent=True, overlap=overlap, anchor=overlap)
-    assert run(rendered(spec, config), spec, (300, 200), programs, heads=4, kv_heads=2) < 1
+    config = a_config(spec, persistent=True, overlap=overlap, anchor=overlap, q_stages=q_stages)
+    assert run(rendered(spec, config), spec, seqlens, programs, heads=4, kv_heads=2) < 1
+
+
+@pytest.mark.parametrize("heads_together", [2, 3, 8])
+@pytest.mark.parametrize("programs", [None, 1, 3, 5])
+def test_tiles_of_several_heads_in_turn(heads_together: int, programs: int | None) -> None:
+    spec = a_spec()
+    config = a_config(spec, heads_together=heads_together, persistent=programs is not None)
+    assert run(rendered(spec, config), spec, (300, 400), programs, heads=4) < 1
 
 
 @pytest.mark.parametrize("head_dim", [16, 72, 80, 112, 120])
@@ -132,7 +153,7 @@ def test_any_order_of_events_gives_the_same(seed: int) -> None:
 FAULTS = {
     "K is not waited for": ("mbarrier.wait(k_full.index(k_stage), k_phase)", "pass"),
     "V is not waited for": ("mbarrier.wait(v_full.index(v_stage), v_phase)", "pass"),
-    "Q is not waited for": ("mbarrier.wait(q_full.index(WARPGROUP), q_phase)", "pass"),
+    "Q is not waited for": ("mbarrier.wait(q_full.index(q_buffer), q_phase)", "pass"),
     "K is never given back": ("mbarrier.arrive(k_empty.index(k_stage), count=1)", "pass"),
     "V is given back twice": ("mbarrier.arrive(v_empty.index(v_stage), count=1)", "v_empty.index(v_stage).arrive(2)"),
     "the producer does not wait": ("mbarrier.wait(empty.index(stage), phase)", "pass"),
@@ -144,8 +165,9 @@ FAULTS = {
     "turns are not passed on": ('named_barrier("arrive", (WARPGROUP + 1) % WARPGROUPS)', "pass"),
     "the first turn is nobody's": ("pass_turn(WARPGROUP)  # the first turn", "pass"),
     "the last turn is left": ("wait_for_turn(WARPGROUP)  # the last turn, which nobody takes", "pass"),
+    "halves of a pair exchanged": ("gl.join(even, odd)", "gl.join(odd, even)"),
     "no fence": ("fence_async_shared()", "pass"),
-    "mask off by one": ("gl.expand_dims(keys, 0) <= ", "gl.expand_dims(keys, 0) < "),
+    "mask off by one": ("columns <= limit", "columns < limit"),
     "the tail of a masked block": ("(end + BLOCK_N - 1) // BLOCK_N", "end // BLOCK_N"),
     "an infinite start": ("-1.0e30", 'float("-inf")'),
     "no rescale": ("acc = acc * rows_of(rescale, acc)", "pass"),
@@ -153,18 +175,31 @@ FAULTS = {
     "tiles reach past the last": ("tiles = triton.cdiv(seqlen_q, block_m)", "tiles = (seqlen_q // block_m)"),
 }
 
+PERSISTENT_FAULTS = {
+    "the output's buffer is given back too early": ("tma.store_wait(0)", "pass"),
+    "Q is fetched into a buffer in use": ("nth // 2 & 1 ^ nth & 1 ^ 1", "nth // 2 & 1 ^ 1"),
+    "Q's buffer is not given back": (
+        "mbarrier.arrive(q_empty.index((nth + 1) % 2 * WARPGROUPS + WARPGROUP), count=1)",
+        "pass",
+    ),
+    "a pair's second tile is left out": ("nth // 2 * gl.num_programs(0)", "nth * gl.num_programs(0)"),
+    "the longest tiles are left out": ("2 * pairs - 1 - pair % pairs", "2 * pairs - 3 - pair % pairs"),
+}
 
-@pytest.mark.parametrize("fault", FAULTS)
+
+@pytest.mark.parametrize("fault", [*FAULTS, *PERSISTENT_FAULTS])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 def test_a_fault_is_noticed(fault: str) -> None:
     spec = a_spec()
-    before, after = FAULTS[fault]
-    text = rendered(spec, a_config(spec, stages=2))
+    is_persistent = fault in PERSISTENT_FAULTS
+    before, after = (FAULTS | PERSISTENT_FAULTS)[fault]
+    text = rendered(spec, a_config(spec, persistent=is_persistent, q_stages=1 + is_persistent))
     assert before in text
     text = text.replace(before, after)
 
     def is_right() -> bool:
-        return all(run(text, spec, seqlens, heads=4, kv_heads=2) < 1 for seqlens in ((300, 400), (300, 65)))
+        programs = 2 if is_persistent else None
+        return all(run(text, spec, seqlens, programs, heads=4, kv_heads=2) < 1 for seqlens in ((300, 400), (300, 65)))
 
     with contextlib.suppress(ProtocolError):
         assert not is_right()

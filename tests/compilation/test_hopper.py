@@ -45,23 +45,29 @@ def check(variant: Variant, problem: Problem, spills: int = 0) -> None:
     assert estimate - 1024 < kernel.shared_bytes <= estimate
 
 
+SPILLS = {64: 20, 160: 164, 192: 64, 256: 48}
+"""Bytes by head dim that Triton 3.9's ptxas spills outside of the innermost loops; that of 3.6 none."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seqlen", [1000, 1024])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 160, 192, 256])
 def test_defaults_compile_without_spills_or_serialised_wgmma(head_dim: int, causal: bool, seqlen: int) -> None:
-    # Triton 3.9's ptxas keeps 56 bytes of the causal kernel's 176 registers of tiles in memory; 3.6's none.
-    spills = 64 if (head_dim, causal) == (160, True) and not triton.__version__.startswith("3.6.") else 0
-    check(a_variant(head_dim, causal), a_problem(seqlen), spills)
+    check(
+        a_variant(head_dim, causal),
+        a_problem(seqlen),
+        0 if triton.__version__.startswith("3.6.") else SPILLS.get(head_dim, 0),
+    )
 
 
 @pytest.mark.parametrize(
     ("head_dim", "dtype", "changed"),
     [
         (128, DType.FP16, {}),
-        (128, DType.BF16, {"persistent": True}),
-        (64, DType.BF16, {"warpgroups": 3, "block_n": 64}),
-        (80, DType.BF16, {"overlap": False, "anchor": False, "ping_pong": False}),
+        (128, DType.BF16, {"persistent": False, "q_stages": 1, "anchor": True}),
+        (64, DType.BF16, {"heads_together": 32, "anchor": True}),
+        (80, DType.BF16, {"overlap": False, "q_stages": 1, "ping_pong": False, "warpgroups": 2}),
         (112, DType.BF16, {"head_dim_split": HeadDimSplit.CHUNKS, "block_n": 64}),
     ],
 )

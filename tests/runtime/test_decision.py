@@ -1,14 +1,15 @@
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
 from attnforge.cache.store import LoadedCache, Origin
-from attnforge.codegen import DType, Limits, Variant, default_config
+from attnforge.codegen import DType, Limits, Pass, Schedule, Variant, default_config, schedule_of, schedules
 from attnforge.dispatch.decision import Decision, DecisionKind, best_by_kind, decide, matches, smaller_defaults
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
-from tests.runtime.cache.entries import a_cache, a_config, a_problem, a_spec, measured, predicted
+from tests.runtime.cache.entries import EARLY, LATE, a_cache, a_config, a_problem, a_spec, measured, predicted
 
 SM_90 = Target.for_arch("sm_90")
 HERE = Toolchain(triton="3.6.0", torch="2.11.0", templates="0" * 16)
@@ -20,7 +21,7 @@ NEIGHBOUR = Problem(batch=4, heads=16, kv_heads=4, seqlen_q=4000, seqlen_k=4096,
 
 @pytest.fixture(autouse=True)
 def toolchain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Toolchain, "installed", staticmethod(lambda: HERE))
+    monkeypatch.setattr(Toolchain, "installed", staticmethod(lambda schedule, pass_: HERE))
 
 
 def found(make: object, problem: Problem, block_m: int, toolchain: Toolchain = HERE, head_dim: int = 128) -> TunedEntry:
@@ -135,9 +136,62 @@ def test_smaller_defaults_end_where_there_is_none_smaller() -> None:
 
 
 def test_deterministic_calls_pass_over_what_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Variant, "is_deterministic", property(lambda variant: variant.config.block_m > 16))
+    monkeypatch.setattr(
+        Variant, "is_deterministic", property(lambda variant: getattr(variant.config, "block_m", 64) > 16)
+    )
     files = caches((EXACT,), (BUCKET,))
     assert decide(a_spec(), PROBLEM, SM_90, files).entry == EXACT
     assert decide(a_spec(), PROBLEM, SM_90, files, deterministic=True).entry == BUCKET
     alone = decide(a_spec(), PROBLEM, SM_90, caches((EXACT,)), deterministic=True)
     assert alone.kind is DecisionKind.DEFAULT
+
+
+def test_of_two_schedules_entries_the_newer_decides() -> None:
+    definition = schedule_of(Schedule.HOPPER, Pass.FORWARD)
+    config = definition.default(a_spec(), DType.BF16, SM_90.limits)
+    for hopper_created, portable_created in ((EARLY, LATE), (LATE, EARLY)):
+        hopper = structs.replace(EXACT, schedule=Schedule.HOPPER, config=config, created=hopper_created)
+        portable = structs.replace(EXACT, created=portable_created)
+        newer = max(hopper, portable, key=lambda entry: entry.created)
+        for order in ((hopper, portable), (portable, hopper)):
+            files = caches(order)
+            assert decide(a_spec(), PROBLEM, SM_90, files).entry == newer
+            assert decide(a_spec(), PROBLEM, SM_90, files, refused=[Schedule.HOPPER]).entry == portable
+
+
+def test_a_schedule_that_was_beaten_does_not_come_back_when_the_winners_templates_change() -> None:
+    definition = schedule_of(Schedule.HOPPER, Pass.FORWARD)
+    config = definition.default(a_spec(), DType.BF16, SM_90.limits)
+    edited = structs.replace(HERE, templates="1" * 16)
+    hopper = structs.replace(EXACT, schedule=Schedule.HOPPER, config=config, created=LATE, toolchain=edited)
+    decision = decide(a_spec(), PROBLEM, SM_90, caches((EXACT, hopper)))
+    assert (decision.entry, decision.kind) == (hopper, DecisionKind.BUCKET)
+    assert decide(a_spec(), PROBLEM, SM_90, caches((EXACT, hopper)), refused=[Schedule.HOPPER]).entry == EXACT
+    # With another triton the two were never compared.
+    elsewhere = structs.replace(hopper, toolchain=ELSEWHERE)
+    assert decide(a_spec(), PROBLEM, SM_90, caches((EXACT, elsewhere))).entry == EXACT
+
+
+@pytest.fixture
+def hopper_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
+
+
+@pytest.mark.usefixtures("hopper_preferred")
+def test_a_preferred_schedule_is_the_default_where_it_can_and_portable_comes_next() -> None:
+    spec = a_spec()
+    assert decide(spec, PROBLEM, SM_90, []).variant.schedule is Schedule.HOPPER
+    assert decide(spec, PROBLEM, SM_90, [], refused=[Schedule.HOPPER]).variant.schedule is Schedule.PORTABLE
+    assert decide(spec, PROBLEM, Target.for_arch("sm_80"), []).variant.schedule is Schedule.PORTABLE
+    first, second, *others = smaller_defaults(spec, DType.BF16, SM_90.limits)
+    assert (first.schedule, second.schedule) == (Schedule.HOPPER, Schedule.PORTABLE)
+    assert others
+    assert {variant.schedule for variant in others} == {Schedule.PORTABLE}
+
+
+@pytest.mark.usefixtures("hopper_preferred")
+def test_a_prediction_says_nothing_against_the_default_of_another_schedule() -> None:
+    files = caches((GUESS,))
+    assert decide(a_spec(), PROBLEM, SM_90, files).variant.schedule is Schedule.HOPPER
+    assert decide(a_spec(), PROBLEM, SM_90, files, refused=[Schedule.HOPPER]).entry == GUESS
+    assert decide(a_spec(), PROBLEM, SM_90, caches((GUESS, FAR))).entry == FAR, "a measured one does"

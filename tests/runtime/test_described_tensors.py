@@ -1,16 +1,20 @@
 """Launches whose plan() passes TMA descriptors of its arguments, as the hopper schedule's does."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from attnforge.cache.schema import TunedEntry
 from attnforge.cache.store import LoadedCache, Origin
-from attnforge.codegen import AttentionSpec, Pass, Variant
+from attnforge.codegen import AttentionSpec, DType, Limits, Pass, Schedule, Variant, schedule_of
+from attnforge.codegen import schedules as codegen_schedules
 from attnforge.dispatch.errors import ForeignTensorError
 from attnforge.problem import Bucket, Problem
 from tests.runtime.cache.entries import a_cache, a_config, measured
@@ -64,25 +68,75 @@ def test_a_descriptor_of_a_foreign_tensor_is_refused(gpu: StandInGpu, monkeypatc
         forward(gpu)
 
 
-def test_a_layout_that_a_plan_refuses_goes_to_another_config(
-    gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    refusals = iter(["q has strides that TMA cannot take"])
-
-    def refuse_once(tensors: Any) -> Any:
-        for refusal in refusals:
-            raise ValueError(refusal)
-        return tensors
-
-    problem = Problem.of_tensors(**qkv())
+def hopper_entry(problem: Problem) -> TunedEntry:
     spec = AttentionSpec(pass_=Pass.FORWARD, head_dim=64, head_dim_v=64, causal=False)
-    entry = measured(spec=spec, problem=problem, bucket=Bucket.of(problem), config=a_config(16))
+    config = schedule_of(Schedule.HOPPER, Pass.FORWARD).default(spec, DType.FP16, Limits("sm_90", 232448))
+    return measured(spec=spec, problem=problem, bucket=Bucket.of(problem), schedule=Schedule.HOPPER, config=config)
+
+
+@pytest.fixture
+def strict_hopper(gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hopper modules that refuse every call of one key's length: the layout is known to plan() alone."""
+    load = gpu.kernels.load
+
+    def load_strict(variant: Variant) -> Any:
+        module = load(variant)
+        plan = module.plan
+
+        def strict(*arguments: Any) -> Any:
+            if variant.schedule is Schedule.HOPPER and arguments[0].shape[2] == 8:
+                raise ValueError("q has strides that TMA cannot take")
+            return plan(*arguments)
+
+        module.plan = strict  # type: ignore[attr-defined]
+        return module
+
+    monkeypatch.setattr(gpu.kernels, "load", load_strict)
+
+
+def schedules(gpu: StandInGpu) -> list[str]:
+    return [str(variant.schedule) for variant in gpu.kernels.loaded]
+
+
+@pytest.mark.usefixtures("strict_hopper")
+def test_a_layout_that_a_plan_refuses_goes_to_another_schedule(
+    gpu: StandInGpu, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = hopper_entry(Problem.of_tensors(**qkv()))
     gpu.caches.append(LoadedCache(Path("tuned.yaml"), Origin.USER, a_cache(entry)))
-    with_plan(gpu, monkeypatch, refuse_once)
-    with caplog.at_level(logging.DEBUG, "attnforge"):
+    with caplog.at_level(logging.DEBUG, "attnforge"), warnings.catch_warnings():
+        warnings.simplefilter("error")
         forward(gpu)
     assert "TMA cannot take" in caplog.text
-    assert [variant.config == a_config(16) for variant in gpu.kernels.loaded] == [True, False]
+    assert "hopper aside: the default config" in caplog.text
+    assert schedules(gpu) == ["hopper", "portable"]
     assert hows(gpu) == ["jit"]
     forward(gpu, q=torch.zeros(2, 4, 16, 64, dtype=torch.float16))
-    assert gpu.kernels.loaded[-1].config == a_config(16), "for another layout it stays in office"
+    assert gpu.kernels.loaded[-1] == entry.variant, "for another layout it stays in office"
+
+
+@pytest.mark.usefixtures("strict_hopper")
+def test_a_refused_layout_gets_the_tuned_config_of_another_schedule(gpu: StandInGpu) -> None:
+    """The next bucket's portable entry, not the default; and never a second config of the schedule that refused."""
+    problem = Problem.of_tensors(**qkv())
+    wider = structs.replace(problem, seqlen_k=2 * problem.seqlen_k)
+    entries = [
+        hopper_entry(problem),
+        hopper_entry(wider),
+        measured(spec=hopper_entry(problem).spec, problem=wider, bucket=Bucket.of(wider), config=a_config(16)),
+    ]
+    gpu.caches += [LoadedCache(Path(f"{i}.yaml"), Origin.USER, a_cache(entry)) for i, entry in enumerate(entries)]
+    forward(gpu)
+    assert schedules(gpu) == ["hopper", "portable"]
+    assert gpu.kernels.loaded[-1].config == a_config(16)
+
+
+@pytest.mark.usefixtures("strict_hopper")
+def test_a_preferred_default_gives_way_to_the_portable_one(gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codegen_schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
+    forward(gpu)
+    forward(gpu)
+    assert schedules(gpu) == ["hopper", "portable"]
+    assert hows(gpu) == ["jit", "held"], "the refusal is not asked for again"
+    forward(gpu, q=torch.zeros(2, 4, 16, 64, dtype=torch.float16))
+    assert schedules(gpu)[2:] == ["hopper"]

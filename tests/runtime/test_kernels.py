@@ -42,7 +42,7 @@ class Installation:
         listed = {
             path.relative_to(self.shipped).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
         }
-        manifest = {"template_digest": "0" * 16, "files": listed}
+        manifest = {"template_digests": {}, "files": listed}
         (self.shipped / "manifest.json").write_text(json.dumps(manifest))
 
     def generate(self, variant: Variant) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attnforge.cache.document import encode
-from attnforge.codegen import Pass, TemplateSet
+from attnforge.codegen import AttentionSpec, Pass, Schedule, TemplateSet, schedule_of, schedules
 from attnforge.errors import CacheRefused
 from attnforge.shipping import ARCHS, HEAD_DIMS, Differences, Shipment, default_variants, shipped_specs, tuned_variants
 from attnforge.target import Target
@@ -68,8 +68,19 @@ def test_what_is_wanted_holds_the_defaults_and_the_manifest_of_all(tmp_path: Pat
     manifest = json.loads(wanted.pop("manifest.json"))
     defaults = default_variants(shipped_specs(), [Target.for_arch(arch) for arch in ARCHS])
     assert set(wanted) == {f"kernels/{variant.path}" for variant in defaults}
-    assert manifest["template_digest"] == TemplateSet.installed().digest
+    assert manifest["template_digests"] == {
+        f"portable {pass_}": TemplateSet.installed().digest_of(schedule_of(Schedule.PORTABLE, pass_)) for pass_ in Pass
+    }
     assert manifest["files"] == {path: hashlib.sha256(content).hexdigest() for path, content in wanted.items()}
+
+
+def test_beside_a_preferred_default_what_takes_other_layouts_is_shipped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = AttentionSpec(pass_=Pass.FORWARD, head_dim=128, head_dim_v=128, causal=False)
+    monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
+    variants = default_variants([spec], [Target.for_arch(arch) for arch in ARCHS])
+    assert sorted({variant.schedule for variant in variants}) == [Schedule.HOPPER, Schedule.PORTABLE]
+    on_sm_90 = default_variants([spec], [Target.for_arch("sm_90")])
+    assert [variant.schedule for variant in on_sm_90] == [Schedule.HOPPER, Schedule.PORTABLE]
 
 
 def test_winners_of_shipped_caches_are_shipped_too(tmp_path: Path) -> None:

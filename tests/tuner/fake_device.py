@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from attnforge.cache.schema import Conditions, Toolchain
-from attnforge.codegen import DType, Variant, fields_of
+from attnforge.cache.schema import Conditions, Versions
+from attnforge.codegen import DType, Schedule, Variant, fields_of
 from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Problem
 from attnforge.target import Target
@@ -20,10 +20,12 @@ from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.messages import Accurate, Comparison, Identity, NoDevice
 
 TARGET = Target(arch="sm_90", name="Fake", sm_count=132, shared_memory=232448)
-TOOLCHAIN = Toolchain.installed()
-IDENTITY = Identity(TARGET, triton=TOOLCHAIN.triton, torch=TOOLCHAIN.torch)
+VERSIONS = Versions.installed()
+IDENTITY = Identity(TARGET, triton=VERSIONS.triton, torch=VERSIONS.torch)
 BEST = {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2}
-"""What every kernel is fastest with; no default config."""
+"""What every portable kernel is fastest with; no default config."""
+HOPPER_BEST = {"stages": 3, "persistent": True}
+"""What hopper's is, at twice that speed; no default config either."""
 
 
 @dataclass
@@ -68,8 +70,14 @@ class Script:
 
 
 def kernel_ms(variant: Variant, problem: Problem) -> dict[str, float]:
-    """Each kernel's milliseconds: twice as long for each step of a power of two away from BEST."""
+    """Each kernel's milliseconds: twice as long for each step of a power of two away from BEST.
+
+    Hopper's: half as long, and twice that for each field that is not as in HOPPER_BEST.
+    """
     fields = fields_of(variant.config)
+    if variant.schedule is Schedule.HOPPER:
+        steps = sum(fields[name] != best for name, best in HOPPER_BEST.items())
+        return {"forward": problem.seqlen_q / 1024 * 2.0 ** (steps - 1)}
     times = {}
     for kernel, names in variant.definition.kernels.items():
         prefix = "" if kernel == "forward" else f"{kernel}_"

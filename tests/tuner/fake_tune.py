@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from attnforge.cache.store import TunedCacheStore
-from attnforge.codegen import AttentionSpec, DType, Pass
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule
 from attnforge.compilation import CompilePool
 from attnforge.settings import Settings
 from attnforge.tuner.effort import Effort
@@ -36,12 +36,18 @@ def measurer_of(script: Script, measure_s: float = 4.0) -> Measurer:
     return Measurer(fake_command("fake_worker.py", script), deadlines=deadlines)
 
 
-def session_of(script: Script, todo: list[Task], trials: int = 10, **options: object) -> Session:
+def session_of(
+    script: Script,
+    todo: list[Task],
+    trials: int = 10,
+    schedules: tuple[Schedule, ...] = (Schedule.PORTABLE,),
+    **options: object,
+) -> Session:
     settings = Settings(Path(script.folder, "cache"))
     shipped = Path(script.folder, "shipped")
     return Session(
         tasks=todo,
-        effort=Effort(trials=trials, budget_s=600.0, jobs=2),
+        effort=Effort(trials=trials, budget_s=600.0, jobs=2, schedules=schedules),
         keeper=Keeper(settings, TunedCacheStore(settings, shipped)),
         measurer=measurer_of(script),
         pool=CompilePool(1, deadline_s=4.0, command=fake_command("fake_compiler.py", script)),

@@ -9,13 +9,13 @@ from rich.console import Console
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
 from attnforge.cache.store import TunedCacheStore
 from attnforge.cli.tune import INTERPRETING
-from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_config
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, default_config, schedules
 from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, KernelReport
 from attnforge.settings import Settings
 from attnforge.target import Target
 from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import INTERPRETER_WORKER, Measurer, interpreting_environment
-from attnforge.tuner.prediction import LARGEST_SPILL, SpecPrediction
+from attnforge.tuner.prediction import LARGEST_SPILL, SpecPrediction, is_predictable
 from attnforge.tuner.prediction_session import PredictionSession
 from attnforge.tuner.progress import PlainProgress
 from attnforge.tuner.result import SpecResult, Verdict
@@ -38,7 +38,9 @@ def prediction(script: Script) -> Iterator[SpecPrediction]:
     """One that has not asked anybody yet."""
     with CompilePool(1, command=fake_command("fake_compiler.py", script)) as pool:
         (task,) = tasks([SPEC], [4096], DType.BF16)
-        yield SpecPrediction(task, SM_90, Toolchain.installed(), pool, asyncio.Queue(), compilations=6)
+        yield SpecPrediction(
+            task, SM_90, Toolchain.installed(Schedule.PORTABLE, Pass.BACKWARD), pool, asyncio.Queue(), compilations=6
+        )
 
 
 def predicted(script: Script) -> SpecResult:
@@ -144,3 +146,15 @@ def test_the_whole_of_it_on_a_small_spec(tmp_path: Path) -> None:
     assert [each.verdict for each in session.results[0].problems] == [Verdict.CHOSEN]
     (loaded,) = session.keeper.load(SM_90)
     assert [entry.source for entry in loaded.cache.entries] == [Source.PREDICTED]
+
+
+def test_predictions_are_of_portable_and_only_where_it_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, prediction: SpecPrediction
+) -> None:
+    forward = AttentionSpec(pass_=Pass.FORWARD, head_dim=128, head_dim_v=128, causal=False)
+    todo = tasks([forward, SPEC], [4096], DType.BF16)
+    assert [is_predictable(task, SM_90) for task in todo] == [True, True]
+    monkeypatch.setattr(schedules, "preferred_schedule", lambda *_: Schedule.HOPPER)
+    assert [is_predictable(task, SM_90) for task in todo] == [task.spec.pass_ is Pass.BACKWARD for task in todo]
+    made = SpecPrediction(todo[0], SM_90, prediction.toolchain, prediction.pool, asyncio.Queue(), compilations=2)
+    assert made.default.schedule is Schedule.PORTABLE

@@ -25,7 +25,7 @@ from attnforge.tuner.study import Studies
 from attnforge.tuner.summary import summary
 from attnforge.tuner.task import Task, tasks
 from tests.tuner import fake_tune
-from tests.tuner.fake_device import BEST, TARGET, TOOLCHAIN, Script
+from tests.tuner.fake_device import BEST, TARGET, VERSIONS, Script
 from tests.tuner.fake_tune import TASKS, session_of
 from tests.tuner.test_measurer import workers_of
 
@@ -53,7 +53,8 @@ def entries(script: Script) -> list[TunedEntry]:
 
 def measured(script: Script) -> Counter[str]:
     """How often each config was measured on each problem."""
-    return Counter(line for line in script.log.read_text().splitlines() if line.startswith("measure"))
+    log = script.log.read_text() if script.log.exists() else ""
+    return Counter(line for line in log.splitlines() if line.startswith("measure"))
 
 
 def stored(script: Script) -> set[str]:
@@ -63,7 +64,7 @@ def stored(script: Script) -> set[str]:
         f"measure {variant.name} {problem.seqlen_q}"
         for each in TASKS
         for problem in each.problems
-        for variant in studies.study(each.spec, problem, TOOLCHAIN).outcomes
+        for variant in studies.study(each.spec, problem, VERSIONS).outcomes
     }
 
 

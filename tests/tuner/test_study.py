@@ -3,8 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from attnforge.cache.schema import Toolchain
-from attnforge.codegen import AttentionSpec, DType, HeadDimSplit, Pass, Variant, default_config
+from attnforge.cache.schema import Versions
+from attnforge.codegen import (
+    AttentionSpec,
+    DType,
+    HeadDimSplit,
+    Pass,
+    Schedule,
+    TemplateSet,
+    Variant,
+    default_config,
+    schedule_of,
+)
 from attnforge.compilation import Failure, FailureKind
 from attnforge.settings import Settings
 from attnforge.target import Target
@@ -13,7 +23,7 @@ from attnforge.tuner.study import Studies, StudiesUnusableError, Study
 from attnforge.tuner.task import self_attention
 
 TARGET = Target.for_arch("sm_90")
-TOOLCHAIN = Toolchain(triton="3.6.0", torch="2.11.0", templates="0123456789abcdef")
+VERSIONS = Versions(triton="3.6.0", torch="2.11.0")
 SPEC = AttentionSpec(pass_=Pass.BACKWARD, head_dim=80, head_dim_v=80, causal=True)
 VARIANT = Variant(SPEC, *default_config(SPEC, DType.BF16, TARGET.limits))
 OTHER = replace(VARIANT, config=replace(VARIANT.config, head_dim_split=HeadDimSplit.PADDED, dq_num_warps=4))
@@ -22,8 +32,8 @@ MEASUREMENT = Measurement({"delta": 0.01, "dkdv": 1.5, "dq": 1.25}, runs=9, stop
 FAILURE = Failure(FailureKind.CRASH, "its process died of SIGSEGV\nand said so")
 
 
-def study_in(folder: Path, toolchain: Toolchain = TOOLCHAIN, seqlen: int = 1024, target: Target = TARGET) -> Study:
-    return Studies(Settings(folder), target).study(SPEC, self_attention(80, seqlen, DType.BF16), toolchain)
+def study_in(folder: Path, versions: Versions = VERSIONS, seqlen: int = 1024, target: Target = TARGET) -> Study:
+    return Studies(Settings(folder), target).study(SPEC, self_attention(80, seqlen, DType.BF16), versions)
 
 
 def test_what_was_recorded_is_there_for_the_next_process(tmp_path: Path) -> None:
@@ -44,17 +54,45 @@ def test_nothing_is_recorded_twice(tmp_path: Path) -> None:
         study.record(VARIANT, FAILURE)
 
 
-def test_other_problems_templates_tritons_and_targets_have_studies_of_their_own(tmp_path: Path) -> None:
+def test_other_problems_tritons_and_targets_have_studies_of_their_own(tmp_path: Path) -> None:
     study_in(tmp_path).record(VARIANT, MEASUREMENT)
     assert study_in(tmp_path, seqlen=4096).outcomes == {}
-    assert study_in(tmp_path, Toolchain(triton="3.7.0", torch="2.11.0", templates="0" * 16)).outcomes == {}
+    assert study_in(tmp_path, Versions(triton="3.7.0", torch="2.11.0")).outcomes == {}
     assert study_in(tmp_path, target=Target.for_arch("sm_80")).outcomes == {}
     assert study_in(tmp_path).outcomes == {VARIANT: MEASUREMENT}
 
 
+FORWARD = AttentionSpec(pass_=Pass.FORWARD, head_dim=80, head_dim_v=80, causal=True)
+
+
+def of_schedule(schedule: Schedule) -> Variant:
+    return Variant(FORWARD, schedule, schedule_of(schedule, Pass.FORWARD).default(FORWARD, DType.BF16, TARGET.limits))
+
+
+def test_other_templates_of_a_schedule_start_its_part_afresh_and_leave_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study() -> Study:
+        return Studies(Settings(tmp_path), TARGET).study(FORWARD, PROBLEM, VERSIONS)
+
+    portable, hopper = of_schedule(Schedule.PORTABLE), of_schedule(Schedule.HOPPER)
+    study().record(portable, MEASUREMENT)
+    study().record(hopper, MEASUREMENT)
+    assert set(study().outcomes) == {portable, hopper}
+    digest_of = TemplateSet.digest_of
+    monkeypatch.setattr(
+        TemplateSet,
+        "digest_of",
+        lambda self, definition: "0" * 16 if definition.schedule is Schedule.HOPPER else digest_of(self, definition),
+    )
+    assert set(study().outcomes) == {portable}
+    study().record(hopper, FAILURE)
+    assert study().outcomes == {portable: MEASUREMENT, hopper: FAILURE}
+
+
 def test_a_study_can_be_started_over(tmp_path: Path) -> None:
     study_in(tmp_path).record(VARIANT, MEASUREMENT)
-    Studies(Settings(tmp_path), TARGET).discard(SPEC, PROBLEM, TOOLCHAIN)
+    Studies(Settings(tmp_path), TARGET).discard(SPEC, PROBLEM, VERSIONS)
     assert study_in(tmp_path).outcomes == {}
 
 

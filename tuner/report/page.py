@@ -15,6 +15,7 @@ import jinja2
 from attnforge import __version__
 from attnforge.cache.schema import Source, Toolchain, TunedEntry
 from attnforge.codegen import Variant, default_config
+from attnforge.codegen.schedules import DEFINITIONS
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
 from attnforge.tuner.report import convergence
@@ -85,7 +86,7 @@ def _content(sources: ReportSources) -> dict[str, object]:
         "notices": sources.notices,
         "headline": _headline(sources),
         "rows": [(spec.name, list(rows)) for spec, rows in groupby(_rows(sources.entries), lambda row: row.entry.spec)],
-        "several_toolchains": len({entry.toolchain for entry in sources.entries}) > 1,
+        "several_toolchains": _has_several_toolchains(sources.entries),
         "specs": [(spec.name, [_part(study, sources) for study in studies]) for spec, studies in by_spec],
         "importances": [found for found in importances if isinstance(found, Importance)],
         "no_importances": [found for found in importances if isinstance(found, NoImportance)],
@@ -130,8 +131,8 @@ def _part(study: RecordedStudy, sources: ReportSources) -> StudyPart:
     variant = _default(study, sources.target)
     default = None if variant is None else measurements.get(variant)
     title = problem_text(study.problem)
-    if len({(each.triton, each.templates) for each in sources.studies}) > 1:
-        title += f"; triton {study.triton}, templates {study.templates[:8]}"
+    if len({each.triton for each in sources.studies}) > 1:
+        title += f"; triton {study.triton}"
     winner = min(measurements, key=lambda variant: measurements[variant].total_ms, default=None)
     chart = convergence_chart(tuple(study.outcomes.values()), None if default is None else default.total_ms)
     return StudyPart(title, chart, "" if winner is None else winner.config.name)
@@ -141,6 +142,12 @@ def _default(study: RecordedStudy, target: Target | None) -> Variant | None:
     if target is None:
         return None
     return Variant(study.spec, *default_config(study.spec, study.problem.dtype, target.limits))
+
+
+def _has_several_toolchains(entries: Iterable[TunedEntry]) -> bool:
+    """Whether some schedule's entries of one pass were found with different ones."""
+    kinds = {(entry.schedule, entry.spec.pass_, entry.toolchain) for entry in entries}
+    return len(kinds) > len({(schedule, pass_) for schedule, pass_, _ in kinds})
 
 
 def _environment(sources: ReportSources) -> list[tuple[str, str]]:
@@ -159,23 +166,25 @@ def _environment(sources: ReportSources) -> list[tuple[str, str]]:
     versions = {
         "triton": [t.triton for t in toolchains] or [study.triton for study in sources.studies],
         "torch": [t.torch for t in toolchains],
-        "templates": [t.templates for t in toolchains] or [study.templates for study in sources.studies],
+        "templates": [t.templates for t in toolchains]
+        or [digest for study in sources.studies for digest in study.templates.values()],
     }
-    installed = Toolchain.installed()
+    here = [Toolchain.installed(schedule, pass_) for schedule, pass_ in DEFINITIONS]
     for name, values in versions.items():
-        facts.append((name, _version(values, getattr(installed, name))))
+        facts.append((name, _version(values, {getattr(installed, name) for installed in here})))
     facts.append(("attnforge", f"{__version__}, which made this page"))
     facts += _dates("entries written", [entry.created for entry in sources.entries])
     facts += _dates("trials run", [date for study in sources.studies for date in (study.began, study.ended)])
     return facts + _device_facts(sources.entries)
 
 
-def _version(values: Sequence[str], installed: str) -> str:
-    """The versions in use, the most frequent first, and whether the one here is another."""
+def _version(values: Sequence[str], installed: set[str]) -> str:
+    """The versions in use, the most frequent first, and whether those here are others."""
+    here = f"{next(iter(installed))} is installed here" if len(installed) == 1 else "others are installed here"
     if not values:
-        return f"not recorded ({installed} is installed here)"
+        return f"not recorded ({here})"
     listed = ", ".join(version for version, _ in Counter(values).most_common())
-    return listed if set(values) == {installed} else f"{listed} ({installed} is installed here)"
+    return listed if set(values) <= installed else f"{listed} ({here})"
 
 
 def _dates(label: str, dates: Sequence[datetime]) -> list[tuple[str, str]]:

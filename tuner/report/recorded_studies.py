@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import sqlalchemy
 
-from attnforge.codegen import AttentionSpec, CodegenError, DType, Pass, Variant
+from attnforge.codegen import AttentionSpec, CodegenError, DType, Pass, Schedule, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
@@ -21,7 +21,7 @@ from attnforge.tuner.study import Outcome, StudiesUnusableError, Study
 _STUDY_NAME = re.compile(
     r"(?P<pass>forward|backward)_d(?P<head_dim>\d+)(x(?P<head_dim_v>\d+))?_(?P<mask>causal|full)"
     r"/(?P<dtype>[a-z0-9]+)_b(?P<batch>\d+)_h(?P<heads>\d+)x(?P<kv_heads>\d+)_q(?P<seqlen_q>\d+)_k(?P<seqlen_k>\d+)"
-    r"/templates-(?P<templates>[^/]+)/triton-(?P<triton>.+)"
+    r"/triton-(?P<triton>.+)"
 )
 
 
@@ -32,7 +32,8 @@ class RecordedStudy:
     spec: AttentionSpec
     problem: Problem
     triton: str
-    templates: str
+    templates: Mapping[Schedule, str]
+    """Digests by schedule: of the last trials, which alone are read."""
     outcomes: Mapping[Variant, Outcome]
     """In the order in which they finished; there is at least one."""
     began: datetime
@@ -81,7 +82,7 @@ def read_studies(path: Path) -> RecordedStudies:
             studies += [found] if found else []
     except (OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise StudiesUnusableError(path, error) from error
-    studies.sort(key=lambda study: (*place_of(study.spec), study.problem.seqlen_q, study.triton, study.templates))
+    studies.sort(key=lambda study: (*place_of(study.spec), study.problem.seqlen_q, study.triton))
     return RecordedStudies(tuple(studies), tuple(sorted(unread)))
 
 
@@ -90,8 +91,8 @@ def place_of(spec: AttentionSpec) -> tuple[int, int, int, bool]:
     return list(Pass).index(spec.pass_), spec.head_dim, spec.head_dim_v, spec.causal
 
 
-def _of_name(name: str) -> tuple[AttentionSpec, Problem, str, str] | None:
-    """Spec, problem, triton and templates of a study's name; None when it is none of the tuner's."""
+def _of_name(name: str) -> tuple[AttentionSpec, Problem, str] | None:
+    """Spec, problem and triton of a study's name; None when it is none of the tuner's."""
     found = _STUDY_NAME.fullmatch(name)
     if found is None:
         return None
@@ -104,18 +105,16 @@ def _of_name(name: str) -> tuple[AttentionSpec, Problem, str, str] | None:
             head_dim_v=int(found["head_dim_v"] or head_dim),
             causal=found["mask"] == "causal",
         )
-        return spec, Problem(**sizes, dtype=DType(found["dtype"])), found["triton"], found["templates"]
+        return spec, Problem(**sizes, dtype=DType(found["dtype"])), found["triton"]
     except (CodegenError, ValueError):
         return None
 
 
-def _read(
-    study: optuna.Study, spec: AttentionSpec, problem: Problem, triton: str, templates: str
-) -> RecordedStudy | None:
-    outcomes = Study(study, spec).outcomes
+def _read(study: optuna.Study, spec: AttentionSpec, problem: Problem, triton: str) -> RecordedStudy | None:
+    found = Study(study, spec, templates=None)
     dates = [trial.datetime_complete for trial in study.get_trials(deepcopy=False) if trial.datetime_complete]
-    if not outcomes or not dates:
+    if not found.outcomes or not dates:
         return None
     # Optuna's dates are naive and local.
     began, ended = (date.astimezone(UTC) for date in (min(dates), max(dates)))
-    return RecordedStudy(spec, problem, triton, templates, outcomes, began, ended)
+    return RecordedStudy(spec, problem, triton, found.templates, found.outcomes, began, ended)

@@ -1,7 +1,4 @@
-"""The hopper schedule: warp-specialised Gluon kernels for sm_90, fed by TMA.
-
-Not measured yet: it is no candidate of the tuner and nobody's default, but for those who ask for it by name.
-"""
+"""The hopper schedule: warp-specialised Gluon kernels for sm_90, fed by TMA."""
 
 from __future__ import annotations
 
@@ -54,4 +51,5 @@ FORWARD = ScheduleDefinition(
     shared_memory_estimate=shared_memory_estimate,
     kernels={"forward": FIELDS},
     supports=_supports,
+    layouts_refused="tensors that TMA cannot address",
 )

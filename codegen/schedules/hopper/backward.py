@@ -61,5 +61,6 @@ BACKWARD = ScheduleDefinition(
     shared_memory_estimate=shared_memory_estimate,
     kernels={"gradients": FIELDS},
     supports=_supports,
+    layouts_refused="tensors that TMA cannot address",
     is_deterministic=lambda config: False,  # shares of dq are added as they come
 )

@@ -11,16 +11,16 @@ ROWS = 64
 """Query rows of a warpgroup: what one wgmma takes."""
 PRODUCER_REGISTERS = 24
 """A thread, the least that setmaxnreg gives."""
-ADDRESSES = 24
+ADDRESSES = 28
 """Registers that a consumer's thread wants beside its tiles. Compiled kernels spill beyond it: with 3 warpgroups and
-blocks of 128 keys head dim 96 by hundreds of bytes, head dim 128 by a kilobyte, with its wgmma serialised (C7512)."""
+blocks of 128 keys head dim 80 by hundreds of bytes, with its wgmma serialised (C7512)."""
 BARRIER_BYTES = 1024
 """Room for the barriers and for what Triton adds; compiled kernels take less."""
 
 
 def consumer_registers(warpgroups: int) -> int:
     """Registers of a consumer's thread: what 64K registers leave beside the producer's, in setmaxnreg's steps of 8."""
-    return {2: 240, 3: 160}[warpgroups]
+    return {2: 240, 3: 160, 4: 112}[warpgroups]
 
 
 def columns(spec: AttentionSpec, config: Config) -> int:
@@ -32,7 +32,7 @@ def columns(spec: AttentionSpec, config: Config) -> int:
 def shared_memory_estimate(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> int:
     """Bytes of Q, of the rings of K and V, and of the barriers."""
     assert isinstance(config, HopperForwardConfig)
-    rows = config.warpgroups * ROWS + 2 * config.stages * config.block_n
+    rows = config.q_stages * config.warpgroups * ROWS + 2 * config.stages * config.block_n
     return dtype.bytes * rows * columns(spec, config) + BARRIER_BYTES
 
 
@@ -65,9 +65,25 @@ def _anchors_an_overlap(spec: AttentionSpec, config: Config, dtype: DType, limit
     return "there is no overlap to anchor" if config.anchor and not config.overlap else None
 
 
+def _fetches_ahead(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    assert isinstance(config, HopperForwardConfig)
+    if config.q_stages == 1 or (config.persistent and config.overlap):
+        return None
+    return "a second buffer of Q is for persistent programs that overlap softmax and matrix work"
+
+
+def _orders_what_differs(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    assert isinstance(config, HopperForwardConfig)
+    if config.heads_together == 1 or spec.causal:
+        return None
+    return "where it is not causal all tiles cost the same, in any order"
+
+
 CONSTRAINTS = (
     Constraint("dtype", _is_of_two_bytes),
     Constraint("shared memory", _fits_shared_memory),
     Constraint("registers", _fits_registers),
     Constraint("anchor", _anchors_an_overlap),
+    Constraint("q_stages", _fetches_ahead),
+    Constraint("heads_together", _orders_what_differs),
 )

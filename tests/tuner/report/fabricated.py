@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import log2
 
-from attnforge.cache.schema import Source, Toolchain, TunedEntry
+from attnforge.cache.schema import Source, Toolchain, TunedEntry, Versions
 from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, default_config, fields_of
 from attnforge.codegen.schedules.portable import BACKWARD, FORWARD
@@ -20,6 +20,7 @@ from attnforge.tuner.task import self_attention
 
 H200 = Target(arch="sm_90", name="NVIDIA H200", sm_count=132, shared_memory=232448)
 TOOLCHAIN = Toolchain(triton="3.6.0", torch="2.11.0+cu130", templates="0123456789abcdef")
+VERSIONS = Versions(TOOLCHAIN.triton, TOOLCHAIN.torch)
 HOSTILE = "<script>alert('x')</script>\n<img src=https://example.org/x.png>"
 FAILURES = (
     Failure(FailureKind.RESOURCES, "needs 262144 bytes of shared memory, the target has 232448"),
@@ -57,7 +58,7 @@ def record_study(
     target: Target = H200,
     trials: int = 24,
     failures: Sequence[Failure] = FAILURES,
-    toolchain: Toolchain = TOOLCHAIN,
+    versions: Versions = VERSIONS,
 ) -> dict[Variant, Outcome]:
     """A study whose first trial is the default config and whose every fifth trial fails."""
     noise = random.Random(trials)
@@ -66,7 +67,7 @@ def record_study(
     configs = list(SearchSpace(spec, definition, problem.dtype, target.limits).configs)
     noise.shuffle(configs)
     ordered = [config, *(each for each in configs if each != config)][:trials]
-    study = Studies(settings, target).study(spec, problem, toolchain)
+    study = Studies(settings, target).study(spec, problem, versions)
     for place, each in enumerate(ordered):
         variant = Variant(spec, schedule, each)
         failed = failures and place % 5 == 4

@@ -187,6 +187,6 @@ def test_a_refused_cache_is_named_and_the_studies_still_tell(settings: Settings,
 def test_a_study_without_trials_is_nothing_to_report(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
     problem = self_attention(64, 1024, DType.BF16)
-    Studies(settings, fabricated.H200).study(fabricated.a_spec(), problem, fabricated.TOOLCHAIN)
+    Studies(settings, fabricated.H200).study(fabricated.a_spec(), problem, fabricated.VERSIONS)
     with pytest.raises(NothingToReportError, match="attnforge tune"):
         read_sources(settings, None)

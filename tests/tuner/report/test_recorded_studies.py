@@ -4,13 +4,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from attnforge.codegen import AttentionSpec, DType, Pass
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, TemplateSet, schedule_of
 from attnforge.problem import Problem
 from attnforge.settings import Settings
 from attnforge.tuner.report.recorded_studies import read_studies
 from attnforge.tuner.study import Studies, StudiesUnusableError
 from attnforge.tuner.task import self_attention
-from tests.tuner.report.fabricated import H200, TOOLCHAIN, a_spec, record_study
+from tests.tuner.report.fabricated import H200, VERSIONS, a_spec, record_study
 
 
 def path_in(settings: Settings) -> Path:
@@ -23,7 +23,9 @@ def test_every_trial_is_read_with_its_spec_problem_toolchain_and_dates(tmp_path:
     problem = Problem(batch=2, heads=16, kv_heads=4, seqlen_q=1, seqlen_k=4096, dtype=DType.FP16)
     outcomes = record_study(settings, spec, problem, trials=6)
     (study,) = read_studies(path_in(settings)).studies
-    assert (study.spec, study.problem, study.triton, study.templates) == (spec, problem, "3.6.0", "0123456789abcdef")
+    assert (study.spec, study.problem, study.triton) == (spec, problem, "3.6.0")
+    digest = TemplateSet.installed().digest_of(schedule_of(Schedule.PORTABLE, spec.pass_))
+    assert study.templates == {Schedule.PORTABLE: digest}
     assert list(study.outcomes.items()) == list(outcomes.items())
     assert (len(study.measurements), len(study.failures)) == (5, 1)
     now = datetime.now(UTC)
@@ -46,12 +48,12 @@ def test_forward_goes_before_backward_and_small_before_large(tmp_path: Path) -> 
 
 def test_what_is_not_the_tuners_is_named_and_what_has_no_trial_is_left_out(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
-    Studies(settings, H200).study(a_spec(), self_attention(64, 1024, DType.BF16), TOOLCHAIN)
-    for name in ("mine", "forward_d7_full/bfloat16_b1_h1x1_q1_k1/templates-x/triton-3.6.0"):
+    Studies(settings, H200).study(a_spec(), self_attention(64, 1024, DType.BF16), VERSIONS)
+    for name in ("mine", "forward_d7_full/bfloat16_b1_h1x1_q1_k1/triton-3.6.0"):
         optuna.create_study(study_name=name, storage=f"sqlite:///{path_in(settings)}")
     read = read_studies(path_in(settings))
     assert read.studies == ()
-    assert read.unread == ("forward_d7_full/bfloat16_b1_h1x1_q1_k1/templates-x/triton-3.6.0", "mine")
+    assert read.unread == ("forward_d7_full/bfloat16_b1_h1x1_q1_k1/triton-3.6.0", "mine")
 
 
 def test_no_file_is_no_studies_and_none_is_made(tmp_path: Path) -> None:
