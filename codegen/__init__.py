@@ -15,7 +15,7 @@ from attnforge.codegen.schedules import (
     schedules_of,
 )
 from attnforge.codegen.schedules.base import Config, Constraint, Limits, Schedule, ScheduleDefinition, fields_of
-from attnforge.codegen.schedules.hopper import HopperForwardConfig
+from attnforge.codegen.schedules.hopper import HopperBackwardConfig, HopperForwardConfig
 from attnforge.codegen.schedules.portable import PortableBackwardConfig, PortableForwardConfig
 from attnforge.codegen.spec import SUPPORTED_HEAD_DIMS, AttentionSpec, DType, Pass
 from attnforge.codegen.variant import Variant
@@ -30,6 +30,7 @@ __all__ = [
     "Constraint",
     "DType",
     "HeadDimSplit",
+    "HopperBackwardConfig",
     "HopperForwardConfig",
     "Limits",
     "Pass",

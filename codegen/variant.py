@@ -29,6 +29,11 @@ class Variant:
         return schedule_of(self.schedule, self.spec.pass_)
 
     @property
+    def is_deterministic(self) -> bool:
+        """Whether its results repeat to the bit."""
+        return self.definition.is_deterministic(self.config)
+
+    @property
     def name(self) -> str:
         """A name that is unique among variants, such as ``portable/forward_d128_causal/m128_n64_w8_s3_chunks``."""
         return f"{self.schedule}/{self.spec.name}/{self.config.name}"

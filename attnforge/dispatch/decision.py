@@ -83,18 +83,21 @@ def decide(
     caches: Sequence[LoadedCache],
     excluded: Container[Variant] = frozenset(),
     refused: Collection[Schedule] = (),
+    *,
+    deterministic: bool = False,
 ) -> Decision:
     """The decision for a problem on a target.
 
     Variants in ``excluded``, which failed there, are passed over, and the schedules in ``refused``, which cannot take
-    the layout of a call's tensors.
+    the layout of a call's tensors; with ``deterministic`` also those whose results do not repeat to the bit.
     """
-    found = candidates(spec, problem, target, caches, excluded, refused)
+    found = candidates(spec, problem, target, caches, excluded, refused, deterministic=deterministic)
     if found:
         return min(found, key=_rank).to_decision()
     without = f", {' and '.join(refused)} aside" if refused else ""
     reason = f"nothing usable is tuned for {spec.name} on {target.slug}{without}: the default config"
-    return Decision(_default(spec, problem, target, excluded, refused), DecisionKind.DEFAULT, reason)
+    default = _default(spec, problem, target, excluded, refused, deterministic)
+    return Decision(default, DecisionKind.DEFAULT, reason)
 
 
 def candidates(
@@ -104,14 +107,17 @@ def candidates(
     caches: Sequence[LoadedCache],
     excluded: Container[Variant] = frozenset(),
     refused: Collection[Schedule] = (),
+    *,
+    deterministic: bool = False,
 ) -> list[Match]:
     """The entries that decide() chooses among, in the caches' order."""
-    default = _default(spec, problem, target, excluded, refused)
+    default = _default(spec, problem, target, excluded, refused, deterministic)
     found = [
         match
         for match in matches(spec, problem, caches)
         if match.entry.variant not in excluded
         and match.entry.schedule not in refused
+        and (match.entry.variant.is_deterministic or not deterministic)
         and (match.entry.source is Source.MEASURED or match.entry.schedule is default.schedule)
     ]
     newest: dict[tuple[object, ...], TunedEntry] = {}
@@ -131,10 +137,17 @@ def _default(
     target: Target,
     excluded: Container[Variant],
     refused: Collection[Schedule],
+    deterministic: bool,
 ) -> Variant:
-    """The first default variant that is neither excluded nor refused, or else the last."""
+    """The first default variant that nothing speaks against, or else the last, portable's."""
     defaults = [Variant(spec, *default) for default in default_configs(spec, problem.dtype, target.limits)]
-    usable = (variant for variant in defaults if variant not in excluded and variant.schedule not in refused)
+    usable = (
+        variant
+        for variant in defaults
+        if variant not in excluded
+        and variant.schedule not in refused
+        and (variant.is_deterministic or not deterministic)
+    )
     return next(usable, defaults[-1])
 
 

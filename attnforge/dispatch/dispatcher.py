@@ -120,7 +120,7 @@ class Dispatcher:
         def outputs_of(_: ModuleType) -> list[Output]:
             return [Output.like(q, last_dim=v.shape[3]), Output.float32(*q.shape[:3])]
 
-        return self._first_call(key, spec, (q, k, v), (q, k, v), softmax_scale, outputs_of)
+        return self._first_call(key, spec, (q, k, v), (q, k, v), softmax_scale, outputs_of, deterministic)
 
     def _first_backward(
         self, key: Key, inputs: Tensors, causal: bool, softmax_scale: float | None, deterministic: bool
@@ -136,11 +136,11 @@ class Dispatcher:
         def outputs_of(module: ModuleType) -> list[Output]:
             return [Output.like(q), Output.like(k), Output.like(v), Output.float32(*module.workspace_shape(q))]
 
-        return self._first_call(key, spec, (q, k, v), inputs, softmax_scale, outputs_of)[:3]
+        return self._first_call(key, spec, (q, k, v), inputs, softmax_scale, outputs_of, deterministic)[:3]
 
     def _first_call(
         self, key: Key, spec: AttentionSpec, qkv: Tensors, inputs: Tensors, softmax_scale: float | None,
-        outputs_of: Callable[[ModuleType], list[Output]],
+        outputs_of: Callable[[ModuleType], list[Output]], deterministic: bool,
     ) -> Tensors:  # fmt: skip
         with self._lock:
             launch = self._memo.get(key)
@@ -149,7 +149,7 @@ class Dispatcher:
             self._check_device_is_ready(spec, inputs[0].device)
             self.surroundings.kernels.check_generated(spec)
             scale = spec.head_dim**-0.5 if softmax_scale is None else float(softmax_scale)
-            call = first_call.Call(spec, Problem.of_tensors(*qkv), scale, inputs, outputs_of)
+            call = first_call.Call(spec, Problem.of_tensors(*qkv), scale, inputs, outputs_of, deterministic)
             outputs, launch = first_call.make(call, self.surroundings)
             if len(self._memo) >= MEMO_LIMIT:
                 self._memo.clear()

@@ -31,6 +31,8 @@ class Call:
     inputs: Tensors
     outputs_of: Callable[[ModuleType], list[Output]]
     """What the module of a variant writes."""
+    deterministic: bool = False
+    """Whether to pass over variants whose results do not repeat to the bit."""
 
 
 def make(call: Call, surroundings: Surroundings) -> tuple[Tensors, Launch | InterpretedLaunch]:
@@ -82,11 +84,12 @@ def _decisions(call: Call, surroundings: Surroundings, refused: Collection[Sched
     before = None
     while before != len(refused):
         before = len(refused)
-        decision = decide(call.spec, call.problem, target, caches, failed, refused)
+        decision = decide(call.spec, call.problem, target, caches, failed, refused, deterministic=call.deterministic)
         if decision.variant not in failed and decision.variant.schedule not in refused:
             yield decision
     for variant in smaller_defaults(call.spec, call.problem.dtype, target.limits):
-        if variant not in failed and variant.schedule not in refused:
+        repeats = variant.is_deterministic or not call.deterministic
+        if variant not in failed and variant.schedule not in refused and repeats:
             yield Decision(variant, DecisionKind.DEFAULT, "what was preferred does not run: a smaller default")
 
 

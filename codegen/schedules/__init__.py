@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnforge.codegen.schedules.base import Config, Limits, Schedule, ScheduleDefinition
+from attnforge.codegen.schedules.hopper import BACKWARD as HOPPER_BACKWARD
 from attnforge.codegen.schedules.hopper import FORWARD as HOPPER_FORWARD
 from attnforge.codegen.schedules.portable import BACKWARD as PORTABLE_BACKWARD
 from attnforge.codegen.schedules.portable import FORWARD as PORTABLE_FORWARD
@@ -10,7 +11,7 @@ from attnforge.codegen.spec import AttentionSpec, DType, Pass
 
 DEFINITIONS: dict[tuple[Schedule, Pass], ScheduleDefinition] = {
     (definition.schedule, definition.pass_): definition
-    for definition in (PORTABLE_FORWARD, PORTABLE_BACKWARD, HOPPER_FORWARD)
+    for definition in (PORTABLE_FORWARD, PORTABLE_BACKWARD, HOPPER_FORWARD, HOPPER_BACKWARD)
 }
 
 

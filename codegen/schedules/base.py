@@ -84,6 +84,8 @@ class ScheduleDefinition:
     """Why this schedule cannot do a spec on a target; None when it can."""
     layouts_refused: str | None = None
     """Tensors for which the rendered plan() raises ValueError, in words; None when it takes any layout."""
+    is_deterministic: Callable[[Config], bool] = lambda config: True
+    """Whether a config's results repeat to the bit: not those of sums whose order is left to chance."""
 
     def violations(self, spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> list[str]:
         """Every reason to exclude ``config``; empty when it may be tried."""

@@ -33,6 +33,9 @@ def tile(value: Any) -> Tile:
 class Int(int):
     value = property(int)
 
+    def to(self, dtype: Any) -> Int:
+        return self
+
 
 class Float(float):
     value = property(float)
@@ -61,7 +64,7 @@ class Descriptor:
     def __init__(self, base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int], _: Any):
         assert all(stride * base.element_size() % 16 == 0 and stride for stride in strides[:-1])
         self.shape, self.block = shape, block
-        self.base = base[: shape[0], : shape[1]]
+        self.base = torch.as_strided(base, shape, strides, base.storage_offset())
         self.dtype = base.numpy().dtype
 
     def boxes(self, start: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -94,12 +97,19 @@ class View:
     def permute(self, order: Sequence[int]) -> View:
         return View(self.buffer, lambda data: self._see(data).transpose(order))
 
+    def slice(self, start: int, length: int, dim: int) -> View:
+        part = (slice(None),) * dim + (slice(start, start + length),)
+        return View(self.buffer, lambda data: self._see(data)[part])
+
     def read(self) -> Tile:
         return tile(self._see(self.buffer.data).astype(np.float32))
 
+    def load(self, layout: Layout) -> Tile:
+        return self.read()
+
     def store(self, value: Tile) -> None:
         if self.buffer.readers:
-            raise ProtocolError("shared memory is written while a wgmma may read it")
+            raise ProtocolError("shared memory is written while it may be read")
         self._see(self.buffer.data)[...] = value
         self.buffer.unfenced_writer = threading.current_thread()
 
@@ -116,8 +126,8 @@ class Barrier:
         self.bytes += size
         self.arrive()
 
-    def arrive(self, count: int = 1) -> None:
-        self.pending -= count
+    def arrive(self, count: int = 1, pred: bool = True) -> None:
+        self.pending -= count if pred else 0
         if self.pending < 0:
             raise ProtocolError("too many arrivals at an mbarrier")
         self.complete()
@@ -165,16 +175,29 @@ class InFlight:
 
 
 class Pointer:
-    """Into a contiguous tensor."""
+    """Into a tensor's memory."""
 
     def __init__(self, tensor: torch.Tensor, offsets: Any = 0) -> None:
         self.tensor, self.offsets = tensor, offsets
+        self.dtype = SimpleNamespace(element_ty=torch.empty(0, dtype=tensor.dtype).numpy().dtype)
 
     def __add__(self, other: Any) -> Pointer:
         return Pointer(self.tensor, self.offsets + other)
 
-    def store(self, values: Any, mask: Any) -> None:
-        offsets = np.asarray(self.offsets)[mask]
-        if offsets.size and (offsets.min() < 0 or offsets.max() >= self.tensor.numel()):
+    def store(self, values: Any, mask: Any = True) -> None:
+        offsets, values, mask = np.broadcast_arrays(np.asarray(self.offsets), values, mask)
+        flat, offsets = self._flat(), offsets[mask]
+        if offsets.size and (offsets.min() < 0 or offsets.max() >= flat.size):
             raise ProtocolError("a store out of bounds")
-        self.tensor.numpy().reshape(-1)[offsets] = values[mask]
+        flat[offsets] = values[mask]
+
+    def load(self, mask: Any = True, other: float = np.nan) -> Tile:
+        offsets, mask = np.broadcast_arrays(np.asarray(self.offsets), mask)
+        loaded = np.full(offsets.shape, other, np.float32)
+        loaded[mask] = self._flat()[offsets[mask]]
+        return tile(loaded)
+
+    def _flat(self) -> Any:
+        """The memory from the tensor's first element on, as far as strides reach."""
+        reach = sum((size - 1) * stride for size, stride in zip(self.tensor.shape, self.tensor.stride(), strict=True))
+        return self.tensor.as_strided((reach + 1,), (1,)).numpy()

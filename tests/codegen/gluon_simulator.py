@@ -58,7 +58,7 @@ class Machine:
         """Run every program. Raises ProtocolError, or what the kernel raises."""
         for program in range(programs):
             self._program, self._programs = program, programs
-            self._named, self._buffers = {}, []
+            self._named, self._buffers, self._stores = {}, [], {}
             kernel(*[Pointer(each) if isinstance(each, torch.Tensor) else each for each in arguments])
 
     def specialize(self, partitions: Sequence[tuple[Callable[..., None], Sequence[Any]]], *_: Any) -> None:
@@ -98,9 +98,12 @@ class Machine:
 
     def switch(self) -> None:
         """Let something else happen."""
-        if self._loads and self._random.random() < 0.3:
+        if self._loads and self._random.random() < 0.1:
             self._loads.pop(self._random.randrange(len(self._loads)))()
             self._idle = 0
+        queue = self._random.choice(list(self._stores.values()))
+        if queue and self._random.random() < 0.03:
+            queue.pop(0)()
         mine = self._threads[threading.current_thread()]
         other = self._pick()
         if other is not mine:
@@ -148,18 +151,24 @@ class Machine:
         self._loads.append(arrive)
         self.switch()
 
-    def store(self, descriptor: Descriptor, start: Sequence[int], view: View) -> None:
-        """A TMA store."""
+    def store(self, descriptor: Descriptor, start: Sequence[int], view: View, *, add: bool = False) -> None:
+        """A TMA store or reduction, which reads shared memory later, at the latest when it is waited for."""
         if view.buffer.unfenced_writer is not None:
             raise ProtocolError("a TMA store reads what no fence has published")
         view.buffer.readers += 1
 
         def leave() -> None:
             target, source = descriptor.boxes([int(each) for each in start])
-            descriptor.base.numpy()[target] = view.buffer.data[source]
+            kept = descriptor.base.numpy()[target] if add else 0
+            descriptor.base.numpy()[target] = kept + view.buffer.data[source]
             view.buffer.readers -= 1
 
         self._stores[threading.current_thread()].append(leave)
+        self.switch()
+
+    def reduce_add(self, descriptor: Descriptor, start: Sequence[int], view: View) -> None:
+        """A TMA reduction."""
+        self.store(descriptor, start, view, add=True)
 
     def store_wait(self, outstanding: int) -> None:
         """Until at most so many of this partition's TMA stores have still to read."""
@@ -213,7 +222,10 @@ class Machine:
         """A rendered module that runs on this machine."""
         gluon = _gluon(self)
         path = "triton.experimental.gluon"
+        triton = _triton(self)
         stand_ins = {
+            "triton": triton,
+            "triton.language": triton,
             "triton.experimental": SimpleNamespace(gluon=gluon),
             path: gluon,
             f"{path}.language.nvidia.hopper": gluon.hopper,
@@ -230,6 +242,17 @@ class Machine:
 
 def jit(function: Any = None, **options: Any) -> Any:
     return function if function is not None else lambda each: each
+
+
+def _triton(machine: Machine) -> SimpleNamespace:
+    language = SimpleNamespace(
+        constexpr=pieces.constexpr, float32=np.float32, int64=np.int64,
+        program_id=lambda axis: pieces.Int(machine._program),
+        zeros=lambda shape, dtype: tile(np.zeros(shape, dtype)), arange=lambda start, end: tile(np.arange(start, end)),
+        load=Pointer.load, store=Pointer.store, where=lambda test, yes, no: tile(np.where(test, yes, no)),
+        sum=lambda x, axis: tile(np.sum(x, axis)), reshape=np.reshape, permute=np.transpose,
+    )  # fmt: skip
+    return SimpleNamespace(jit=jit, cdiv=lambda count, size: -(-count // size), language=language)
 
 
 def _gluon(machine: Machine) -> SimpleNamespace:
@@ -249,7 +272,8 @@ def _gluon(machine: Machine) -> SimpleNamespace:
         minimum=lambda a, b: np.minimum(a, b) if np.ndim(a) else min(a, b),
         maximum=lambda a, b: np.maximum(a, b) if np.ndim(a) else max(a, b),
         split=lambda x: (x[..., 0], x[..., 1]), join=lambda *parts: tile(np.stack(parts, -1)),
-        exp2=np.exp2, log2=np.log2, reshape=np.reshape, expand_dims=lambda x, axis: np.expand_dims(x, axis),
+        exp2=np.exp2, log2=np.log2, reshape=np.reshape, permute=np.transpose, load=Pointer.load,
+        expand_dims=lambda x, axis: np.expand_dims(x, axis),
         convert_layout=lambda x, layout, assert_trivial=False: x, cast=lambda value, dtype: value,
         store=Pointer.store,
         **{name: (lambda x, axis, f=f: tile(f(x, axis=axis))) for name, f in reduced.items()},
@@ -259,8 +283,9 @@ def _gluon(machine: Machine) -> SimpleNamespace:
         fence_async_shared=machine.fence, warpgroup_mma=machine.multiply, warpgroup_mma_wait=machine.multiply_wait,
         mbarrier=SimpleNamespace(
             MBarrierLayout=BarrierLayout, init=Barrier.start, expect=Barrier.expect, arrive=Barrier.arrive,
-            wait=lambda barrier, phase: machine.wait_until(lambda: barrier.phase != phase),
+            wait=lambda barrier, phase, pred=True: machine.wait_until(lambda: not pred or barrier.phase != phase),
         ),
-        tma=SimpleNamespace(async_load=machine.load, async_store=machine.store, store_wait=machine.store_wait),
+        tma=SimpleNamespace(async_load=machine.load, async_store=machine.store, async_atomic_add=machine.reduce_add,
+            store_wait=machine.store_wait),
     )  # fmt: skip
     return SimpleNamespace(jit=jit, constexpr_function=jit, language=language, hopper=hopper)

@@ -139,6 +139,17 @@ def test_smaller_defaults_end_where_there_is_none_smaller() -> None:
     assert Variant(a_spec(), *default_config(a_spec(), DType.BF16, Limits("sm_90", 1024))) == smallest
 
 
+def test_deterministic_calls_pass_over_what_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Variant, "is_deterministic", property(lambda variant: getattr(variant.config, "block_m", 64) > 16)
+    )
+    files = caches((EXACT,), (BUCKET,))
+    assert decide(a_spec(), PROBLEM, SM_90, files).entry == EXACT
+    assert decide(a_spec(), PROBLEM, SM_90, files, deterministic=True).entry == BUCKET
+    alone = decide(a_spec(), PROBLEM, SM_90, caches((EXACT,)), deterministic=True)
+    assert alone.kind is DecisionKind.DEFAULT
+
+
 def test_of_two_schedules_entries_the_newer_decides() -> None:
     definition = schedule_of(Schedule.HOPPER, Pass.FORWARD)
     config = definition.default(a_spec(), DType.BF16, SM_90.limits)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from attnforge.codegen.head_dims import split_head_dim
 from attnforge.codegen.schedules.base import Config, Context, Limits, Schedule, ScheduleDefinition
+from attnforge.codegen.schedules.hopper.backward import BACKWARD
+from attnforge.codegen.schedules.hopper.backward_config import HopperBackwardConfig
 from attnforge.codegen.schedules.hopper.config import FIELDS, HopperForwardConfig
 from attnforge.codegen.schedules.hopper.constraints import (
     CONSTRAINTS,
@@ -15,7 +17,7 @@ from attnforge.codegen.schedules.hopper.constraints import (
 from attnforge.codegen.schedules.hopper.space import forward_default, forward_space
 from attnforge.codegen.spec import AttentionSpec, Pass
 
-__all__ = ["FORWARD", "HopperForwardConfig"]
+__all__ = ["BACKWARD", "FORWARD", "HopperBackwardConfig", "HopperForwardConfig"]
 
 
 def _context(spec: AttentionSpec, config: Config) -> Context:

@@ -1,7 +1,7 @@
-"""Measures the hopper schedule's forward, which the tuner does not try by itself, beside the portable default.
+"""Measures the hopper schedule, which the tuner does not try by itself, beside the portable default.
 
-    python benchmarks/hopper_forward.py --head-dim 128 --seqlen 4096 --causal --out hopper.jsonl
-    python benchmarks/hopper_forward.py --head-dim 64 --head-dim 128 --defaults
+    python benchmarks/hopper.py --head-dim 128 --seqlen 4096 --causal --out hopper.jsonl
+    python benchmarks/hopper.py --pass backward --head-dim 64 --head-dim 128 --defaults
 
 On the 16k-token problems of `attnforge tune`. Every config is compiled ahead, must pass the whole accuracy gate, and is
 then timed with a cold L2, in a process of its own: one that hangs costs its deadline. A line of JSON for each config,
@@ -17,8 +17,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant
-from attnforge.codegen.schedules import schedule_of
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, schedule_of
 from attnforge.compilation import CompilePool, Failure, VariantData
 from attnforge.problem import Problem
 from attnforge.target import Target
@@ -28,18 +27,15 @@ from attnforge.tuner.operations import operations
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.task import self_attention
 
-HOPPER = schedule_of(Schedule.HOPPER, Pass.FORWARD)
-
 
 def variants_of(spec: AttentionSpec, dtype: DType, target: Target, *, defaults: bool) -> list[Variant]:
     """The portable default, hopper's, and unless ``defaults`` what else of its quick space no constraint excludes."""
+    hopper = schedule_of(Schedule.HOPPER, spec.pass_)
     first = [
-        Variant(
-            spec, Schedule.PORTABLE, schedule_of(Schedule.PORTABLE, spec.pass_).default(spec, dtype, target.limits)
-        ),
-        Variant(spec, Schedule.HOPPER, HOPPER.default(spec, dtype, target.limits)),
+        Variant(spec, schedule, schedule_of(schedule, spec.pass_).default(spec, dtype, target.limits))
+        for schedule in (Schedule.PORTABLE, Schedule.HOPPER)
     ]
-    space = SearchSpace(spec, HOPPER, dtype, target.limits, quick=True)
+    space = SearchSpace(spec, hopper, dtype, target.limits, quick=True)
     rest = [] if defaults else [space.variant(config) for config in space.configs]
     return list(dict.fromkeys([*first, *rest]))
 
@@ -57,7 +53,9 @@ async def measure(variants: list[Variant], problem: Problem, measurer: Measurer)
         else:
             times[variant] = outcome.total_ms
             tflops = operations(variant.spec, problem) / outcome.total_ms * 1e-9
-            lines.append({"variant": variant.name, "seqlen": problem.seqlen_q, "tflops": round(tflops, 1)})
+            kernels = {kernel: round(ms, 4) for kernel, ms in outcome.kernel_ms.items()}
+            line = {"variant": variant.name, "seqlen": problem.seqlen_q, "tflops": round(tflops, 1), "ms": kernels}
+            lines.append(line)
         print(json.dumps(lines[-1]), flush=True)
     best = sorted(times, key=lambda variant: times[variant])[:3]
     finalists = tuple(dict.fromkeys([*best, *(variant for variant in variants[:1] if variant in times)]))
@@ -75,6 +73,7 @@ async def measure(variants: list[Variant], problem: Problem, measurer: Measurer)
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pass", type=Pass, choices=list(Pass), default=Pass.FORWARD, dest="pass_")
     parser.add_argument("--head-dim", type=int, action="append", required=True)
     parser.add_argument("--seqlen", type=int, action="append")
     parser.add_argument("--causal", action=argparse.BooleanOptionalAction)
@@ -91,7 +90,7 @@ async def run(options: argparse.Namespace) -> None:
         for head_dim, causal in product(options.head_dim, (False, True)):
             if options.causal not in (None, causal):
                 continue
-            spec = AttentionSpec(pass_=Pass.FORWARD, head_dim=head_dim, head_dim_v=head_dim, causal=causal)
+            spec = AttentionSpec(pass_=options.pass_, head_dim=head_dim, head_dim_v=head_dim, causal=causal)
             variants = variants_of(spec, DType.BF16, target, defaults=options.defaults)
             for seqlen in options.seqlen or (1024, 4096, 16384):
                 problem = self_attention(head_dim, seqlen, DType.BF16)
