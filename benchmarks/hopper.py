@@ -19,11 +19,11 @@ from statistics import median
 
 from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, schedule_of
 from attnforge.compilation import CompilePool, Failure, VariantData
+from attnforge.operations import operations
 from attnforge.problem import Problem
 from attnforge.target import Target
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import CheckNumerics, Compare, Measure
-from attnforge.tuner.operations import operations
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.task import self_attention
 

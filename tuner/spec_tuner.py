@@ -17,6 +17,7 @@ from attnforge.cache.store import LoadedCache
 from attnforge.codegen import Variant, default_config
 from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, VariantData
 from attnforge.dispatch.decision import DecisionKind, decide, matches
+from attnforge.operations import operations
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
 from attnforge.tuner.accuracy import gate_cases
@@ -28,7 +29,6 @@ from attnforge.tuner.effort import Effort
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
 from attnforge.tuner.noise import noise
 from attnforge.tuner.offer import offer
-from attnforge.tuner.operations import operations
 from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.ranking import predictors
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict

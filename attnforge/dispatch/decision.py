@@ -4,8 +4,9 @@ Among the entries of the spec on the target, measured ones go before predicted o
 measurement next door says more than the static model at home. Within a source an exact entry goes before its bucket's,
 and that before the nearest bucket's; among equals the caches' order decides. Of two schedules' entries for a bucket the
 newer alone counts, for it was compared with what was there; the older serves where the newer's schedule cannot.
-Without an entry it is the default config. A prediction is against the default of its own schedule: where another
-schedule's is the default it says nothing.
+Without an entry it is the default config. Where a problem is so small that launching is what takes the time, schedules
+whose launches cost more are passed over, unless that very problem was tuned. A prediction is against the default of its
+own schedule: where another schedule's is the default it says nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +19,16 @@ from pathlib import Path
 from attnforge.cache.schema import Source, TunedEntry
 from attnforge.cache.store import LoadedCache
 from attnforge.codegen import AttentionSpec, DType, Limits, Schedule, Variant, default_configs
+from attnforge.operations import operations
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
+
+LEAST_OPERATIONS = {Schedule.HOPPER: 4e9}
+"""Floating-point operations of a problem below which a schedule's launches cost the host more than its kernels save.
+
+On H200 machines a held launch of hopper's forward, which encodes four TMA descriptors, took the host 13.3 to 14.5 us
+(SDPA's call 17) and portable's 6.2 (SDPA's 12); portable's kernel does 4e9 operations in 10 us.
+"""
 
 
 class DecisionKind(StrEnum):
@@ -112,11 +121,13 @@ def candidates(
 ) -> list[Match]:
     """The entries that decide() chooses among, in the caches' order."""
     default = _default(spec, problem, target, excluded, refused, deterministic)
+    too_small_for = _slow_to_launch(spec, problem)
     found = [
         match
         for match in matches(spec, problem, caches)
         if match.entry.variant not in excluded
         and match.entry.schedule not in refused
+        and (match.kind is DecisionKind.EXACT or match.entry.schedule not in too_small_for)
         and (match.entry.variant.is_deterministic or not deterministic)
         and (match.entry.source is Source.MEASURED or match.entry.schedule is default.schedule)
     ]
@@ -141,14 +152,21 @@ def _default(
 ) -> Variant:
     """The first default variant that nothing speaks against, or else the last, portable's."""
     defaults = [Variant(spec, *default) for default in default_configs(spec, problem.dtype, target.limits)]
+    passed_over = {*refused, *_slow_to_launch(spec, problem)}
     usable = (
         variant
         for variant in defaults
         if variant not in excluded
-        and variant.schedule not in refused
+        and variant.schedule not in passed_over
         and (variant.is_deterministic or not deterministic)
     )
     return next(usable, defaults[-1])
+
+
+def _slow_to_launch(spec: AttentionSpec, problem: Problem) -> list[Schedule]:
+    """Schedules that a problem is too small for."""
+    size = operations(spec, problem)
+    return [schedule for schedule, least in LEAST_OPERATIONS.items() if size < least]
 
 
 def matches(spec: AttentionSpec, problem: Problem, caches: Sequence[LoadedCache]) -> list[Match]:

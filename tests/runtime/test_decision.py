@@ -199,3 +199,25 @@ def test_a_prediction_says_nothing_against_the_default_of_another_schedule() -> 
     assert decide(a_spec(), PROBLEM, SM_90, files).variant.schedule is Schedule.HOPPER
     assert decide(a_spec(), PROBLEM, SM_90, files, refused=[Schedule.HOPPER]).entry == GUESS
     assert decide(a_spec(), PROBLEM, SM_90, caches((GUESS, FAR))).entry == FAR, "a measured one does"
+
+
+TINY = Problem(batch=1, heads=2, kv_heads=2, seqlen_q=64, seqlen_k=64, dtype=DType.BF16)
+
+
+def a_hopper_entry(problem: Problem) -> TunedEntry:
+    config = schedule_of(Schedule.HOPPER, Pass.FORWARD).default(a_spec(), DType.BF16, SM_90.limits)
+    return measured(
+        128, problem=problem, bucket=Bucket.of(problem), schedule=Schedule.HOPPER, config=config, toolchain=HERE
+    )
+
+
+def test_what_is_slow_to_launch_is_not_for_tiny_problems() -> None:
+    assert decide(a_spec(), PROBLEM, SM_90, []).variant.schedule is Schedule.HOPPER
+    assert decide(a_spec(), TINY, SM_90, []).variant.schedule is Schedule.PORTABLE
+    both = caches((a_hopper_entry(PROBLEM), FAR))
+    assert decide(a_spec(), NEIGHBOUR, SM_90, both).variant.schedule is Schedule.HOPPER
+    assert decide(a_spec(), TINY, SM_90, both).entry is FAR
+
+
+def test_unless_that_very_problem_was_tuned() -> None:
+    assert decide(a_spec(), TINY, SM_90, caches((a_hopper_entry(TINY),))).kind is DecisionKind.EXACT

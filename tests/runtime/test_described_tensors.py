@@ -24,6 +24,7 @@ from tests.runtime.stand_ins import StandInGpu
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> StandInGpu:
+    monkeypatch.setattr("attnforge.dispatch.decision.LEAST_OPERATIONS", {})  # the calls here are tiny
     return StandInGpu.install(monkeypatch)
 
 

@@ -1,5 +1,6 @@
 """A held launch gives Triton's launcher what a JITFunction gives it: real kernels, compiled; no GPU."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +24,11 @@ TARGET = Target.for_arch("sm_90")
 STREAM = 7
 
 
+def kept(argument: Any) -> Any:
+    """What a launcher was given; a descriptor's tensor is taken from it after the launch."""
+    return copy.copy(argument) if isinstance(argument, TensorDescriptor) else argument
+
+
 class RecordingDriver(OfflineDriver):
     """Loads every binary, and keeps what it should launch instead of launching it."""
 
@@ -37,7 +43,7 @@ class RecordingDriver(OfflineDriver):
 
     def launcher_cls(self, source: object, metadata: object) -> Any:
         """Built by Triton once a kernel, called once a launch."""
-        return lambda *arguments: self.launched.append(arguments)
+        return lambda *arguments: self.launched.append(tuple(map(kept, arguments)))
 
     def get_current_stream(self, device: object) -> int:
         return STREAM

@@ -2,9 +2,9 @@ import pytest
 
 from attnforge.codegen import AttentionSpec, DType, Pass
 from attnforge.errors import UnsupportedInputError
+from attnforge.operations import operations
 from attnforge.problem import Problem
 from attnforge.shipping import shipped_specs
-from attnforge.tuner.operations import operations
 from attnforge.tuner.task import tasks
 
 
