@@ -98,7 +98,7 @@ ScheduleOption = Annotated[
     typer.Option(
         "--schedule",
         help="Search this schedule alone; repeat it for several. Every one that can do a kernel on the GPU when left"
-        " out: hopper is for sm_90 and forwards.",
+        " out: hopper is for sm_90.",
     ),
 ]
 StrategyOption = Annotated[

@@ -7,7 +7,8 @@ import torch
 from attnforge.cache.store import TunedCacheStore
 from attnforge.cli import main
 from attnforge.cli import tune as command
-from attnforge.codegen import AttentionSpec, DType, Pass
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule
+from attnforge.codegen.schedules import DEFINITIONS
 from attnforge.compilation import CompilePool
 from attnforge.dispatch.decision import DecisionKind, decide
 from attnforge.kernels import Kernels
@@ -118,6 +119,9 @@ def test_a_missing_driver_is_named_with_its_extra(
     assert "secret" not in said
 
 
-def test_schedules_that_have_no_kernels_of_the_pass_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_schedules_that_have_no_kernels_of_the_pass_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(DEFINITIONS, (Schedule.HOPPER, Pass.BACKWARD))
     assert code_of("--schedule", "hopper", "--pass", "backward", "--head-dim", "64") == 2
     assert "schedule hopper has no backward" in capsys.readouterr().err

@@ -17,7 +17,6 @@ from attnforge.codegen import (
     Schedule,
     Variant,
     render,
-    schedule_of,
 )
 from attnforge.codegen.schedules.hopper.backward_config import DqOrder
 from attnforge.tuner.accuracy import check, gate_cases, prepare
@@ -36,8 +35,10 @@ def a_spec(head_dim: int = 32, causal: bool = True) -> AttentionSpec:
 
 
 def a_config(spec: AttentionSpec, **changed: object) -> HopperBackwardConfig:
-    config = schedule_of(Schedule.HOPPER, Pass.BACKWARD).default(spec, DType.FP16, SM_90)
-    assert isinstance(config, HopperBackwardConfig)
+    config = HopperBackwardConfig(
+        block_m=64, stages=2, dq_order=DqOrder.NEXT_STEP, stats_by_tma=True, k_in_registers=False,
+        v_in_registers=False, early_dv=True, anchor=False,
+    )  # fmt: skip
     return replace(config, **changed)  # type: ignore[arg-type]
 
 

@@ -48,8 +48,8 @@ def check(variant: Variant, problem: Problem, spills: int = 0) -> None:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("head_dim", [24, 64, 80, 96, 112, 128])
 def test_defaults_compile_without_serialised_wgmma(head_dim: int, causal: bool, seqlen: int, heads: int) -> None:
-    # What is spilled is set aside before the loop for behind it, but for a few addresses of three chunks.
-    spills = {24: 0, 64: 0, 112: 192}.get(head_dim, 64)
+    # Mostly scalars that are set aside before the loop for behind it. Causal blocks of 128 queries spill the most.
+    spills = 192 if head_dim in (64, 112) else 64
     check(a_variant(head_dim, causal), a_problem(seqlen, heads), spills)
 
 
@@ -59,9 +59,9 @@ def test_defaults_compile_without_serialised_wgmma(head_dim: int, causal: bool, 
         (128, {"early_dv": False, "anchor": True}),
         (128, {"stages": 3}),
         (64, {"block_m": 128, "dq_order": DqOrder.SAME_STEP, "early_dv": False, "anchor": True}),
-        (64, {"dq_order": DqOrder.BEFORE_DP, "early_dv": False, "anchor": True}),
-        (64, {"stats_by_tma": False, "dq_order": DqOrder.SAME_STEP}),
-        (64, {"v_in_registers": True}),
+        (64, {"block_m": 64}),
+        (64, {"block_m": 64, "stats_by_tma": False, "dq_order": DqOrder.SAME_STEP}),
+        (64, {"block_m": 64, "v_in_registers": True, "k_in_registers": True}),
     ],
 )
 def test_other_configs_compile(head_dim: int, changed: dict[str, object]) -> None:

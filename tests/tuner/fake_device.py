@@ -83,12 +83,12 @@ class Script:
 def kernel_ms(variant: Variant, problem: Problem) -> dict[str, float]:
     """Each kernel's milliseconds: twice as long for each step of a power of two away from BEST.
 
-    Hopper's: half as long, and twice that for each field that is not as in HOPPER_BEST.
+    Hopper's: half as long, and twice that for each field that is not as in HOPPER_BEST; its backward has none of these.
     """
     fields = fields_of(variant.config)
     if variant.schedule is Schedule.HOPPER:
-        steps = sum(fields[name] != best for name, best in HOPPER_BEST.items())
-        return {"forward": problem.seqlen_q / 1024 * 2.0 ** (steps - 1)}
+        steps = sum(fields.get(name, best) != best for name, best in HOPPER_BEST.items())
+        return dict.fromkeys(variant.definition.kernels, problem.seqlen_q / 1024 * 2.0 ** (steps - 1))
     times = {}
     for kernel, names in variant.definition.kernels.items():
         prefix = "" if kernel == "forward" else f"{kernel}_"
