@@ -68,7 +68,7 @@ def test_a_run_prints_and_writes_everything(run_with, tmp_path, capsys):
     assert exit_status("--out", str(tmp_path / "out")) == 0
     assert read_results(tmp_path / "out" / "results.json") == results
     assert (tmp_path / "out" / "results.png").stat().st_size > 10_000
-    assert len(asked["cases"]) == 12
+    assert len(asked["cases"]) == 18
     assert asked["passes"] == [Pass.FORWARD, Pass.BACKWARD]
     assert asked["names"][:4] == [OURS, "flash", "cudnn", "flex"]
     printed = capsys.readouterr().out

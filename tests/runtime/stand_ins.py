@@ -5,6 +5,7 @@ Tensors are on the CPU. A stand-in module keeps the protocol of rendered ones: p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class StandInKernel:
         tensors, scalars = arguments[: self._tensors], arguments[self._tensors :]
         assert all(isinstance(getattr(tensor, "base", tensor), torch.Tensor) for tensor in tensors)
         assert not any(isinstance(scalar, torch.Tensor) for scalar in scalars)
+        # A held launch takes a descriptor's tensor from it afterwards.
+        tensors = tuple(each if isinstance(each, torch.Tensor) else copy.copy(each) for each in tensors)
         self._recorder.launches.append((self.name, how, tensors, scalars))
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float32 and tensor.dim() == 3:
