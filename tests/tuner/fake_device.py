@@ -87,8 +87,8 @@ def kernel_ms(variant: Variant, problem: Problem) -> dict[str, float]:
     """
     fields = fields_of(variant.config)
     if variant.schedule is Schedule.HOPPER:
-        steps = sum(fields[name] != best for name, best in HOPPER_BEST.items())
-        return {"forward": problem.seqlen_q / 1024 * 2.0 ** (steps - 1)}
+        steps = sum(fields[name] != best for name, best in HOPPER_BEST.items() if name in fields)
+        return dict.fromkeys(variant.definition.kernels, problem.seqlen_q / 1024 * 2.0 ** (steps - 1))
     times = {}
     for kernel, names in variant.definition.kernels.items():
         prefix = "" if kernel == "forward" else f"{kernel}_"
