@@ -66,21 +66,31 @@ class _View(NamedTuple):
 class _Description:
     """An argument as a kernel takes it by TMA: a descriptor object of Triton's, which names the tensor and a block.
 
-    Triton encodes it for the GPU at every launch, from these fields and the tensor's address.
+    Triton encodes it for the GPU at every launch, from these fields and the tensor's address. Objects are lent to a
+    call and taken back after it: to make the four of a call costs 2 us more, and their own __init__, which checks
+    again what the memo's key has fixed, 8.
     """
 
-    __slots__ = ("_argument", "_fields", "_type")
+    __slots__ = ("_argument", "_fields", "_idle", "_type")
 
     def __init__(self, argument: int, descriptor: Any) -> None:
         self._argument = argument
         self._type = type(descriptor)
         self._fields = {name: value for name, value in vars(descriptor).items() if name != "base"}
+        self._idle: list[Any] = []
 
     def of(self, arguments: Tensors) -> Any:
-        # Its own __init__ checks again what the memo's key has fixed, for 2 us.
-        descriptor = object.__new__(self._type)
-        vars(descriptor).update(self._fields, base=arguments[self._argument])
+        try:
+            descriptor = self._idle.pop()
+        except IndexError:  # another thread's call has it
+            descriptor = object.__new__(self._type)
+            vars(descriptor).update(self._fields)
+        descriptor.base = arguments[self._argument]
         return descriptor
+
+    def take_back(self, descriptor: Any) -> None:
+        descriptor.base = None  # or it would keep the tensor's memory
+        self._idle.append(descriptor)
 
 
 class _HeldKernel:
@@ -108,7 +118,7 @@ class _HeldKernel:
 class Launch:
     """A call that was made before: allocates its outputs and launches its kernels. Thread-safe."""
 
-    __slots__ = ("_current_stream", "_device", "_index", "_kernels", "_outputs", "_views")
+    __slots__ = ("_current_stream", "_descriptions", "_device", "_index", "_kernels", "_outputs", "_views")
 
     def __init__(
         self, device: torch.device, kernels: Sequence[_HeldKernel], outputs: Sequence[Output],
@@ -119,6 +129,7 @@ class Launch:
         self._kernels = tuple(kernels)
         self._outputs = tuple(outputs)
         self._views = tuple(views)
+        self._descriptions = tuple((view, at) for at, view in enumerate(views) if isinstance(view, _Description))
         self._current_stream = driver.active.get_current_stream
 
     def __call__(self, *inputs: torch.Tensor) -> Tensors:
@@ -133,10 +144,13 @@ class Launch:
         )
         tensors = inputs + outputs
         if self._views:
-            tensors += tuple(view.of(tensors) for view in self._views)
+            views = [view.of(tensors) for view in self._views]
+            tensors += tuple(views)
         stream = self._current_stream(self._index)
         for kernel in self._kernels:
             kernel(stream, tensors)
+        for description, at in self._descriptions:
+            description.take_back(views[at])
         return outputs
 
 
