@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
-from math import gcd
 from statistics import median
 
 from msgspec import structs
@@ -21,9 +20,9 @@ from attnforge.operations import operations
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
 from attnforge.tuner.accuracy import gate_cases
-from attnforge.tuner.accuracy_inputs import Case
 from attnforge.tuner.comparer import Comparer
 from attnforge.tuner.comparison import winner
+from attnforge.tuner.compile_cases import sizes_of, unlike
 from attnforge.tuner.devices import Devices
 from attnforge.tuner.effort import Effort
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
@@ -41,8 +40,6 @@ MOST_NEIGHBOURS = 3
 """Configs of other buckets' entries to try early."""
 POLL_S = 0.5
 """Between two looks at what other tuners do, when nothing else is left to do."""
-LARGEST_BLOCK = 256
-"""Kernels are compiled apart for seqlens that blocks divide; no block is wider."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ class SpecTuner:
             return Failure(FailureKind.INVALID, f"excluded: {'; '.join(violated)}")
         futures = [
             asyncio.wrap_future(self._resources.pool.submit(variant, problem, self._resources.target))
-            for problem in _unlike(problems)
+            for problem in unlike(problems)
         ]
         outcomes = await asyncio.gather(*futures)
         return next((outcome for outcome in outcomes if isinstance(outcome, Failure)), outcomes[0])
@@ -237,7 +234,7 @@ class SpecTuner:
 
     async def _check(self, variant: Variant) -> Accurate | Failure:
         """Compiles ahead: the gate's cases have tails, which the search's problems may not have."""
-        compiled = await self._compile(variant, [_sizes(case) for case in gate_cases(variant.spec, self._dtype)])
+        compiled = await self._compile(variant, [sizes_of(case) for case in gate_cases(variant.spec, self._dtype)])
         if isinstance(compiled, Failure):
             return compiled
         return await self._resources.devices.check(CheckNumerics(VariantData.of(variant), self._dtype))
@@ -279,28 +276,6 @@ class SpecTuner:
 def _median_of_all(rounds_ms: Iterable[Iterable[float]]) -> float:
     """Over the rounds of all workers."""
     return median(chain.from_iterable(rounds_ms))
-
-
-def _sizes(case: Case) -> Problem:
-    return Problem(
-        batch=len(case.families),
-        heads=case.heads,
-        kv_heads=case.kv_heads,
-        seqlen_q=case.seqlen_q,
-        seqlen_k=case.seqlen_k,
-        dtype=case.dtype,
-    )
-
-
-def _unlike(problems: Iterable[Problem]) -> Iterator[Problem]:
-    """One of each kind of problem that compiles to kernels of its own."""
-    seen = set()
-    for problem in problems:
-        group = problem.heads // problem.kv_heads
-        kind = (gcd(problem.seqlen_q, LARGEST_BLOCK), gcd(problem.seqlen_k, LARGEST_BLOCK), group)
-        if kind not in seen:
-            seen.add(kind)
-            yield problem
 
 
 def _neighbours(task: Task, caches: tuple[LoadedCache, ...]) -> list[Variant]:

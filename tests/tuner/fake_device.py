@@ -87,7 +87,7 @@ def kernel_ms(variant: Variant, problem: Problem) -> dict[str, float]:
     """
     fields = fields_of(variant.config)
     if variant.schedule is Schedule.HOPPER:
-        steps = sum(fields.get(name, best) != best for name, best in HOPPER_BEST.items())
+        steps = sum(fields[name] != best for name, best in HOPPER_BEST.items() if name in fields)
         return dict.fromkeys(variant.definition.kernels, problem.seqlen_q / 1024 * 2.0 ** (steps - 1))
     times = {}
     for kernel, names in variant.definition.kernels.items():
