@@ -34,6 +34,8 @@ CHEAP = {
     "attnforge tune --head-dim 128 --causal --quick": (
         "attnforge tune --head-dim 128 --causal --quick --target sm_90 --pass forward"
     ),
+    # Two machines and a database are tests/tuner/test_shared_storage.py's.
+    "attnforge tune --storage postgresql://me@host/tune": "attnforge tune --help",
     "attnforge tune --target sm_90 --quick": "attnforge tune --target sm_90 --quick --head-dim 32 --causal",
     "attnforge explain --shape 4,16,4096,128 --causal": (
         "attnforge explain --shape 4,16,4096,128 --causal --target sm_90"

@@ -45,7 +45,7 @@ def check(variant: Variant, problem: Problem, spills: int = 0) -> None:
     assert estimate - 1024 < kernel.shared_bytes <= estimate
 
 
-SPILLS = {64: 20, 160: 164, 192: 64, 256: 48}
+SPILLS = {64: 20, 160: 200, 192: 64, 256: 48}
 """Bytes by head dim that Triton 3.9's ptxas spills outside of the innermost loops; that of 3.6 none."""
 
 
@@ -66,7 +66,7 @@ def test_defaults_compile_without_spills_or_serialised_wgmma(head_dim: int, caus
     [
         (128, DType.FP16, {}),
         (128, DType.BF16, {"persistent": False, "q_stages": 1, "anchor": True}),
-        (64, DType.BF16, {"heads_together": 32, "anchor": True}),
+        (64, DType.BF16, {"heads_together": 32, "warpgroups": 4, "block_n": 64}),
         (80, DType.BF16, {"overlap": False, "q_stages": 1, "ping_pong": False, "warpgroups": 2}),
         (112, DType.BF16, {"head_dim_split": HeadDimSplit.CHUNKS, "block_n": 64}),
     ],

@@ -226,7 +226,7 @@ def test_a_target_has_studies_of_its_own_in_a_storage_that_all_share(tmp_path: P
     assert session.run()
     names = optuna.get_all_study_names(open_storage(address))
     assert names
-    assert all(name.startswith(f"{TARGET.slug}/forward_d64") for name in names)
+    assert all(name.startswith(f"{TARGET.slug}/{TASKS[0].spec.name}") for name in names)
     assert not (tmp_path / "cache" / "studies").exists()
     sources = read_sources(Settings(tmp_path / "cache"), None, address)
     assert [len(each.outcomes) for each in sources.studies] == [2, 2]
