@@ -61,6 +61,7 @@ def test_defaults_compile_without_spills_or_serialised_wgmma(head_dim: int, caus
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head_dim", "dtype", "changed"),
     [

@@ -53,6 +53,7 @@ def test_defaults_compile_without_serialised_wgmma(head_dim: int, causal: bool, 
     check(a_variant(head_dim, causal), a_problem(seqlen, heads), spills)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head_dim", "changed"),
     [

@@ -174,6 +174,7 @@ def entries_of(script: Script, host: int) -> list[TunedEntry]:
     return sorted(found, key=lambda entry: (entry.spec.name, entry.problem.seqlen_q))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_of_four_tuners_two_are_killed_and_nothing_is_lost_or_done_twice(url: str, tmp_path: Path) -> None:
     script = Script(str(tmp_path), seconds=0.1)
