@@ -24,16 +24,24 @@ MEASURE = Measure(VariantData.of(VARIANT), PROBLEM)
 
 def workers_of(pid: int) -> set[str]:
     """The fake workers that ``pid`` has started and that still run."""
-    found = set()
+    while True:
+        children = dict(children_of(pid))
+        # A parent goes on a moment before its child's command line is there.
+        if all(children.values()):
+            return {number for number, words in children.items() if b"fake_worker.py" in words}
+        time.sleep(0.01)
+
+
+def children_of(pid: int) -> Iterator[tuple[str, bytes]]:
+    """Number and command line of each process that ``pid`` has started, but for zombies."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_bytes()
             state = (path / "stat").read_text().rsplit(")", 1)[1].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"fake_worker.py" in words and state[1] == str(pid) and state[0] != "Z":
-            found.add(path.name)
-    return found
+        if state[1] == str(pid) and state[0] != "Z":
+            yield path.name, words
 
 
 @pytest.fixture
