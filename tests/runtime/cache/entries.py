@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from attnforge.cache.document import decode
 from attnforge.cache.schema import Source, Toolchain, TunedCache, TunedEntry
 from attnforge.codegen import AttentionSpec, Config, DType, HeadDimSplit, Pass, PortableForwardConfig, Schedule
 from attnforge.problem import Bucket, Problem
@@ -73,3 +74,8 @@ def put(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     path.chmod(0o600)
     return path
+
+
+def entries_of(path: Path) -> tuple[TunedEntry, ...]:
+    """What a tuned cache on disk holds."""
+    return decode(path.read_bytes(), path).entries
