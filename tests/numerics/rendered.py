@@ -51,12 +51,15 @@ def load(variant: Variant, templates: TemplateSet | None = None) -> ModuleType:
 
 
 def faulty_templates(folder: Path, template: str, substitutions: dict[str, str]) -> TemplateSet:
-    """A copy of the installed templates with text replaced in one; every text must occur, or the fault is not one."""
+    """A copy of the installed templates with text replaced in one and in the parts that are named after it.
+
+    Every text must occur somewhere, or the fault is not one.
+    """
     shutil.copytree(TemplateSet.installed().folder, folder, dirs_exist_ok=True)
-    path = folder / template
-    text = path.read_text()
+    paths = [folder / template, *(folder / "parts").glob(f"{template.removesuffix('.py.jinja')}_*")]
     for old, new in substitutions.items():
-        assert old in text, f"{template} no longer holds {old!r}: seed this fault differently"
-        text = text.replace(old, new)
-    path.write_text(text)
+        holders = [path for path in paths if old in path.read_text()]
+        assert holders, f"{template} no longer holds {old!r}: seed this fault differently"
+        for path in holders:
+            path.write_text(path.read_text().replace(old, new))
     return TemplateSet(folder)
