@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from attnforge.codegen.head_dims import HeadDimSplit, split_head_dim
 from attnforge.codegen.schedules.base import Config, Context, Limits, Schedule, ScheduleDefinition
-from attnforge.codegen.schedules.hopper.backward_chunks import WARPGROUPS, WIDTHS, dq_chunks, splits_rows
+from attnforge.codegen.schedules.hopper.backward_chunks import (
+    WARPGROUPS,
+    WIDTHS,
+    dq_chunks,
+    in_order,
+    is_wide,
+    rounds_of,
+    shares,
+    splits_rows,
+)
 from attnforge.codegen.schedules.hopper.backward_config import FIELDS, DqOrder, HopperBackwardConfig
 from attnforge.codegen.schedules.hopper.backward_constraints import CONSTRAINTS, columns, shared_memory_estimate
 from attnforge.codegen.schedules.hopper.backward_space import backward_default, backward_space
 from attnforge.codegen.schedules.hopper.constraints import PRODUCER_REGISTERS, consumer_registers
 from attnforge.codegen.spec import AttentionSpec, Pass
 
-WIDEST = 128
-"""Of head dims: beyond it dk and dv of 64 keys leave a warpgroup's threads too few registers for the rest."""
+WIDEST = 256
+"""Of head dims: beyond it dk, dv and dq leave a warpgroup's threads too few registers for the rest."""
 
 
 def _context(spec: AttentionSpec, config: Config) -> Context:
     assert isinstance(config, HopperBackwardConfig)
+    if is_wide(spec):
+        return _wide_context(spec, config)
     own = dq_chunks(spec.head_dim, config.block_m)
     qk_chunks = sorted({chunk for chunks in own for chunk in chunks}, key=lambda chunk: chunk.offset)
     v_chunks = split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS)
     stats_bytes = 4 * config.block_m if config.stats_by_tma else 0
     return {
+        "is_wide": False,
         "qk_chunks": qk_chunks,
         "own_chunks": own,
         "splits_rows": splits_rows(config.block_m),
@@ -34,6 +46,29 @@ def _context(spec: AttentionSpec, config: Config) -> Context:
         "delays_dq": config.dq_order is not DqOrder.SAME_STEP,
         "dp_is_late": config.dq_order is DqOrder.BEFORE_DP,
         "early_groups": len(v_chunks) if config.early_dv else 0,
+        "consumer_registers": consumer_registers(WARPGROUPS),
+        "producer_registers": PRODUCER_REGISTERS,
+    }
+
+
+def _wide_context(spec: AttentionSpec, config: HopperBackwardConfig) -> Context:
+    own, own_v = shares(spec.head_dim), shares(spec.head_dim_v)
+    qk_chunks, v_chunks = in_order(own), in_order(own_v)
+    stats_bytes = 4 * config.block_m
+    is_ahead = config.dq_order is DqOrder.SAME_STEP
+    return {
+        "is_wide": True,
+        "qk_chunks": qk_chunks,
+        "own_chunks": own,
+        "v_chunks": v_chunks,
+        "own_v_chunks": own_v,
+        "warpgroups": [(each, each_v, rounds) for each, each_v, rounds in zip(own, own_v, rounds_of(own, is_ahead), strict=True)],
+        "is_ahead": is_ahead,
+        "widths": sorted({chunk.width for chunk in (*qk_chunks, *v_chunks)} | ({64} if is_ahead else set())),
+        "columns": columns(qk_chunks),
+        "columns_v": columns(v_chunks),
+        "q_bytes": 2 * config.block_m * columns(qk_chunks) + stats_bytes,
+        "dout_bytes": 2 * config.block_m * columns(v_chunks) + stats_bytes,
         "consumer_registers": consumer_registers(WARPGROUPS),
         "producer_registers": PRODUCER_REGISTERS,
     }

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
+from attnforge.codegen.spec import AttentionSpec
 
 WARPGROUPS = 2
 WIDTHS = (64, 32, 16)
 """Of chunks: 128 bytes of fp16 are the widest rows that shared memory swizzles, 32 the narrowest."""
+
+
+def is_wide(spec: AttentionSpec) -> bool:
+    """Whether dk and dv of 64 keys are too many registers for one warpgroup: two share them then, by columns."""
+    return max(spec.head_dim, spec.head_dim_v) > 128
+
+
+def in_order(own: tuple[tuple[Chunk, ...], ...]) -> list[Chunk]:
+    """The chunks of all warpgroups by their columns."""
+    return sorted({chunk for chunks in own for chunk in chunks}, key=lambda chunk: chunk.offset)
 
 
 def splits_rows(block_m: int) -> bool:
@@ -23,6 +34,29 @@ def dq_chunks(head_dim: int, block_m: int) -> tuple[tuple[Chunk, ...], ...]:
         return _halves(head_dim)
     chunks = split_head_dim(head_dim, HeadDimSplit.CHUNKS)
     return (tuple(replace(chunk, suffix=str(index)) for index, chunk in enumerate(chunks)),) * WARPGROUPS
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Columns of a chunk of dq that are multiplied at once."""
+
+    suffix: str
+    chunk: Chunk
+    first: int
+    width: int
+
+
+def rounds_of(own: tuple[tuple[Chunk, ...], ...], is_ahead: bool) -> list[list[list[Piece]]]:
+    """For each warpgroup the pieces of dq that are in flight together, round by round.
+
+    Beside dk, dv and the next block's scores there is room for 96 columns: 128 are multiplied in halves.
+    """
+    return [
+        [[Piece(f"{chunk.suffix}{half}", chunk, 64 * index, 64)] for chunk in chunks for index, half in enumerate("ab")]
+        if is_ahead and chunks[0].width == 128
+        else [[Piece(chunk.suffix, chunk, 0, chunk.width) for chunk in chunks]]
+        for chunks in own
+    ]
 
 
 @cache
@@ -64,3 +98,18 @@ def _placed(dealt: tuple[tuple[int, ...], ...], head_dim: int) -> tuple[tuple[Ch
         placed[warpgroup].append(Chunk(str(index), offset, width, masked=offset + width > head_dim))
         offset += width
     return tuple(map(tuple, placed))
+
+
+@cache
+def shares(head_dim: int) -> tuple[tuple[Chunk, ...], ...]:
+    """The chunks of a wide head dim's columns that each warpgroup has: of q, k, dq and dk, or of v and dv.
+
+    As few columns for one warpgroup, then as little padding, then as few chunks as can be, of at most two chunks each:
+    160 -> (64 + 16, 64 + 16), 256 -> (128, 128).
+    """
+    wanted = -(-head_dim // WIDTHS[-1]) * WIDTHS[-1]
+    widths = (128, *WIDTHS)
+    parts = [(width,) for width in widths] + [(a, b) for a in widths for b in widths if a > b and a + b <= widths[0]]
+    dealt = [(a, b) for a in parts for b in parts if sum(a) >= sum(b) and sum(a) + sum(b) >= wanted]
+    best = min(dealt, key=lambda each: (sum(each[0]), sum(each[1]), len(each[0]) + len(each[1])))
+    return _placed(best, head_dim)

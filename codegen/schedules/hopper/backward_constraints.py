@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
 from attnforge.codegen.schedules.base import Config, Constraint, Limits
-from attnforge.codegen.schedules.hopper.backward_chunks import dq_chunks
+from attnforge.codegen.schedules.hopper.backward_chunks import dq_chunks, in_order, is_wide, shares
 from attnforge.codegen.schedules.hopper.backward_config import DqOrder, HopperBackwardConfig
 from attnforge.codegen.schedules.hopper.constraints import consumer_registers
 from attnforge.codegen.spec import AttentionSpec, DType
@@ -32,6 +32,8 @@ def _chunks_of(spec: AttentionSpec, config: HopperBackwardConfig) -> set[Chunk]:
 def shared_memory_estimate(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> int:
     """Bytes of K and V, of the rings of q and dout, of ds twice, of dq in fp32, and of the barriers."""
     assert isinstance(config, HopperBackwardConfig)
+    if is_wide(spec):
+        return _wide_shared_memory(spec, config, dtype)
     v_chunks = split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS)
     qk, v = columns(_chunks_of(spec, config)), columns(v_chunks)
     operands = (BLOCK_N + config.stages * config.block_m) * (qk + v) + 2 * BLOCK_N * config.block_m
@@ -39,6 +41,14 @@ def shared_memory_estimate(spec: AttentionSpec, config: Config, dtype: DType, li
     # Triton hands each partition its arguments through shared memory: more of them for more chunks.
     arguments = 576 + 192 * max(map(len, (_chunks_of(spec, config), v_chunks)))
     return dtype.bytes * operands + 4 * (config.block_m * qk + stats) + arguments
+
+
+def _wide_shared_memory(spec: AttentionSpec, config: HopperBackwardConfig, dtype: DType) -> int:
+    """Bytes of K and V of 64 keys, of the rings of q and dout, of p twice and ds, of the stats and the barriers."""
+    qk_chunks, v_chunks = in_order(shares(spec.head_dim)), in_order(shares(spec.head_dim_v))
+    operands = (64 + config.stages * config.block_m) * (columns(qk_chunks) + columns(v_chunks)) + 3 * 64 * 64
+    arguments = 576 + 192 * max(len(qk_chunks), len(v_chunks))
+    return dtype.bytes * operands + 4 * 2 * config.stages * config.block_m + arguments
 
 
 def _is_of_two_bytes(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
@@ -57,6 +67,8 @@ def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: L
     or dq in the next step, and half of the columns of its share of dq, where that is multiplied next to dp.
     """
     assert isinstance(config, HopperBackwardConfig)
+    if is_wide(spec):
+        return None
     qk, v = columns(_chunks_of(spec, config)), columns(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
     needed = (qk + v) // 2 + config.block_m
     if config.early_dv or config.dq_order is DqOrder.NEXT_STEP:
@@ -85,10 +97,25 @@ def _saves_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: 
     return "dq before dp is for want of registers, of which an early dv takes more"
 
 
+def _is_a_wide_one(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    """What the kernel of wide head dims has no choice of."""
+    assert isinstance(config, HopperBackwardConfig)
+    if not is_wide(spec):
+        return None
+    if config.block_m != 64 or config.stages < 2:
+        return "head dims beyond 128 take blocks of 64 queries, and the next block's scores beside this block's dq"
+    if config.dq_order is DqOrder.NEXT_STEP or not config.stats_by_tma:
+        return "head dims beyond 128 take dq in the same step and the LSE by TMA"
+    if config.k_in_registers or config.v_in_registers or config.anchor:
+        return "head dims beyond 128 leave no registers for K and V, and need no anchor"
+    return None
+
+
 CONSTRAINTS = (
     Constraint("dtype", _is_of_two_bytes),
     Constraint("shared memory", _fits_shared_memory),
     Constraint("registers", _fits_registers),
     Constraint("anchor", _anchors_something),
     Constraint("early dv", _saves_registers),
+    Constraint("wide", _is_a_wide_one),
 )

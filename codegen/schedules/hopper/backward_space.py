@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnforge.codegen.schedules.base import Choice, Config, Limits
+from attnforge.codegen.schedules.hopper.backward_chunks import is_wide
 from attnforge.codegen.schedules.hopper.backward_config import DqOrder, HopperBackwardConfig
 from attnforge.codegen.spec import AttentionSpec, DType
 
@@ -37,5 +38,9 @@ def backward_default(spec: AttentionSpec, dtype: DType, limits: Limits) -> Confi
     if widest <= 96:
         return HopperBackwardConfig(
             block_m=64, stages=2, dq_order=DqOrder.NEXT_STEP, early_dv=True, anchor=False, **common
+        )
+    if is_wide(spec):
+        return HopperBackwardConfig(
+            block_m=64, stages=2, dq_order=DqOrder.SAME_STEP, early_dv=True, anchor=False, **common
         )
     return HopperBackwardConfig(block_m=64, stages=3, dq_order=DqOrder.SAME_STEP, early_dv=False, anchor=True, **common)
