@@ -10,7 +10,6 @@ from attnforge.codegen.schedules.hopper.backward_chunks import (
     dq_chunks,
     in_order,
     is_wide,
-    rounds_of,
     shares,
     splits_rows,
 )
@@ -55,16 +54,14 @@ def _wide_context(spec: AttentionSpec, config: HopperBackwardConfig) -> Context:
     own, own_v = shares(spec.head_dim), shares(spec.head_dim_v)
     qk_chunks, v_chunks = in_order(own), in_order(own_v)
     stats_bytes = 4 * config.block_m
-    is_ahead = config.dq_order is DqOrder.SAME_STEP
     return {
         "is_wide": True,
         "qk_chunks": qk_chunks,
         "own_chunks": own,
         "v_chunks": v_chunks,
         "own_v_chunks": own_v,
-        "warpgroups": [(each, each_v, rounds) for each, each_v, rounds in zip(own, own_v, rounds_of(own, is_ahead), strict=True)],
-        "is_ahead": is_ahead,
-        "widths": sorted({chunk.width for chunk in (*qk_chunks, *v_chunks)} | ({64} if is_ahead else set())),
+        "is_dp_early": config.dq_order is DqOrder.SAME_STEP,
+        "widths": sorted({chunk.width for chunk in (*qk_chunks, *v_chunks)}),
         "columns": columns(qk_chunks),
         "columns_v": columns(v_chunks),
         "q_bytes": 2 * config.block_m * columns(qk_chunks) + stats_bytes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
@@ -34,29 +34,6 @@ def dq_chunks(head_dim: int, block_m: int) -> tuple[tuple[Chunk, ...], ...]:
         return _halves(head_dim)
     chunks = split_head_dim(head_dim, HeadDimSplit.CHUNKS)
     return (tuple(replace(chunk, suffix=str(index)) for index, chunk in enumerate(chunks)),) * WARPGROUPS
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Columns of a chunk of dq that are multiplied at once."""
-
-    suffix: str
-    chunk: Chunk
-    first: int
-    width: int
-
-
-def rounds_of(own: tuple[tuple[Chunk, ...], ...], is_ahead: bool) -> list[list[list[Piece]]]:
-    """For each warpgroup the pieces of dq that are in flight together, round by round.
-
-    Beside dk, dv and the next block's scores there is room for 96 columns: 128 are multiplied in halves.
-    """
-    return [
-        [[Piece(f"{chunk.suffix}{half}", chunk, 64 * index, 64)] for chunk in chunks for index, half in enumerate("ab")]
-        if is_ahead and chunks[0].width == 128
-        else [[Piece(chunk.suffix, chunk, 0, chunk.width) for chunk in chunks]]
-        for chunks in own
-    ]
 
 
 @cache

@@ -68,7 +68,7 @@ def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: L
     """
     assert isinstance(config, HopperBackwardConfig)
     if is_wide(spec):
-        return None
+        return _fits_wide_registers(spec, config)
     qk, v = columns(_chunks_of(spec, config)), columns(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
     needed = (qk + v) // 2 + config.block_m
     if config.early_dv or config.dq_order is DqOrder.NEXT_STEP:
@@ -84,6 +84,14 @@ def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: L
     return f"its tiles need {needed} registers a thread; {most} is the most"
 
 
+def _fits_wide_registers(spec: AttentionSpec, config: HopperBackwardConfig) -> str | None:
+    """A thread holds half of its warpgroup's columns of dk, dv and dq; dp too, where it is multiplied beside dq."""
+    own, own_v = shares(spec.head_dim)[0], shares(spec.head_dim_v)[0]
+    needed = columns(own) + columns(own_v) // 2 + 32 * (config.dq_order is DqOrder.SAME_STEP)
+    most = consumer_registers(2) - 2 * ADDRESSES
+    return None if needed <= most else f"dk, dv, dq and dp need {needed} registers a thread; {most} is the most"
+
+
 def _anchors_something(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
     assert isinstance(config, HopperBackwardConfig)
     return "dv's matrix work is an anchor already" if config.anchor and config.early_dv else None
@@ -92,7 +100,7 @@ def _anchors_something(spec: AttentionSpec, config: Config, dtype: DType, limits
 def _saves_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
     """At head dim 128 it spills 268 to 420 bytes with an early dv."""
     assert isinstance(config, HopperBackwardConfig)
-    if not (config.early_dv and config.dq_order is DqOrder.BEFORE_DP):
+    if is_wide(spec) or not (config.early_dv and config.dq_order is DqOrder.BEFORE_DP):
         return None
     return "dq before dp is for want of registers, of which an early dv takes more"
 
@@ -103,7 +111,7 @@ def _is_a_wide_one(spec: AttentionSpec, config: Config, dtype: DType, limits: Li
     if not is_wide(spec):
         return None
     if config.block_m != 64 or config.stages < 2:
-        return "head dims beyond 128 take blocks of 64 queries, and the next block's scores beside this block's dq"
+        return "head dims beyond 128 take blocks of 64 queries, of which two are at work"
     if config.dq_order is DqOrder.NEXT_STEP or not config.stats_by_tma:
         return "head dims beyond 128 take dq in the same step and the LSE by TMA"
     if config.k_in_registers or config.v_in_registers or config.anchor:

@@ -40,7 +40,7 @@ def backward_default(spec: AttentionSpec, dtype: DType, limits: Limits) -> Confi
             block_m=64, stages=2, dq_order=DqOrder.NEXT_STEP, early_dv=True, anchor=False, **common
         )
     if is_wide(spec):
-        return HopperBackwardConfig(
-            block_m=64, stages=2, dq_order=DqOrder.SAME_STEP, early_dv=True, anchor=False, **common
-        )
+        # Shared memory for three stages and registers for dp beside dq end at head dim 192.
+        order = DqOrder.SAME_STEP if widest <= 192 else DqOrder.BEFORE_DP
+        return HopperBackwardConfig(block_m=64, stages=2, dq_order=order, early_dv=True, anchor=False, **common)
     return HopperBackwardConfig(block_m=64, stages=3, dq_order=DqOrder.SAME_STEP, early_dv=False, anchor=True, **common)
