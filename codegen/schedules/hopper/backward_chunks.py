@@ -18,7 +18,29 @@ def is_wide(spec: AttentionSpec) -> bool:
     return max(spec.head_dim, spec.head_dim_v) > 128
 
 
-def in_order(own: tuple[tuple[Chunk, ...], ...]) -> list[Chunk]:
+def block_n(spec: AttentionSpec) -> int:
+    """Keys of a program: 64 for each warpgroup, or for both where it is wide."""
+    return 64 if is_wide(spec) else 64 * WARPGROUPS
+
+
+def own_chunks(spec: AttentionSpec, block_m: int) -> tuple[tuple[Chunk, ...], ...]:
+    """The chunks of dq's columns that each warpgroup computes."""
+    return shares(spec.head_dim) if is_wide(spec) else dq_chunks(spec.head_dim, block_m)
+
+
+def qk_chunks(spec: AttentionSpec, block_m: int) -> list[Chunk]:
+    """The chunks of q's and k's columns."""
+    return _in_order(own_chunks(spec, block_m))
+
+
+def v_chunks(spec: AttentionSpec) -> list[Chunk]:
+    """The chunks of v's and dout's columns."""
+    if is_wide(spec):
+        return _in_order(shares(spec.head_dim_v))
+    return list(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
+
+
+def _in_order(own: tuple[tuple[Chunk, ...], ...]) -> list[Chunk]:
     """The chunks of all warpgroups by their columns."""
     return sorted({chunk for chunks in own for chunk in chunks}, key=lambda chunk: chunk.offset)
 
