@@ -62,6 +62,7 @@ class Machine:
         self._to_start: deque[Callable[[], None]] = deque()
         self._loads: list[Callable[[], None]] = []
         self._threads: dict[threading.Thread, threading.Semaphore] = {}
+        self._slow: threading.Semaphore | None = None
         self._wgmmas: dict[threading.Thread, list[InFlight]] = {}
         self._stores: dict[threading.Thread, list[Callable[[], None]]] = {}
         self._idle = 0
@@ -134,7 +135,12 @@ class Machine:
                 self._to_start.popleft()()
 
     def _pick(self) -> threading.Semaphore:
-        return self._random.choice(list(self._threads.values()))
+        """Of any partition, but seldom of the one that is slow just now."""
+        turns = list(self._threads.values())
+        if self._slow not in turns or self._random.random() < 0.01:
+            self._slow = self._random.choice(turns)
+        picked = self._random.choice(turns)
+        return self._random.choice(turns) if picked is self._slow else picked
 
     def switch(self) -> None:
         """Let something else happen."""

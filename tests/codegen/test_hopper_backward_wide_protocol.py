@@ -99,9 +99,13 @@ FAULTS = {
     "V is not waited for": ("mbarrier.wait(v_full.index(0), 0)", "pass"),
     "the first q is not waited for": ("mbarrier.wait(q_full.index(0), 0)", "pass"),
     "the first dout is not waited for": ("mbarrier.wait(dout_full.index(0), 0)", "pass"),
-    "the next q is not waited for": ("mbarrier.wait(q_full.index((number + 1)", "(lambda *_: None)(q_full.index((number + 1)"),
+    "the next q is not waited for": (
+        "mbarrier.wait(q_full.index((number + 1)",
+        "(lambda *_: None)(q_full.index((number + 1)",
+    ),
     "the next dout is not waited for": (
-        "mbarrier.wait(dout_full.index((number + 1)", "(lambda *_: None)(dout_full.index((number + 1)"
+        "mbarrier.wait(dout_full.index((number + 1)",
+        "(lambda *_: None)(dout_full.index((number + 1)",
     ),
     "the loader does not wait": ("mbarrier.wait(empty.index(stage), phase)", "pass"),
     "one warpgroup's word is enough": ("mbarrier.init(empty.index(stage), count=2)", "empty.index(stage).start(1)"),
