@@ -49,6 +49,11 @@ def _names(stem: str, chunks: Sequence[Chunk]) -> _CodegenText:
     return _CodegenText(", ".join(f"{stem}{chunk.suffix}" for chunk in chunks))
 
 
+def _tuple(stem: str, chunks: Sequence[Chunk]) -> _CodegenText:
+    """The variables that hold a tile's chunks, as a tuple: ``(acc0, acc1)``, or ``(acc,)`` when there is one."""
+    return _CodegenText(f"({_names(stem, chunks)}{',' if len(chunks) == 1 else ''})")
+
+
 def _widths(chunks: Sequence[Chunk]) -> _CodegenText:
     """The widths of a head dim's chunks, for a reader: ``64 + 16``."""
     return _CodegenText(" + ".join(str(chunk.width) for chunk in chunks))
@@ -80,7 +85,7 @@ class TemplateSet:
             keep_trailing_newline=True,
             autoescape=False,
         )
-        environment.filters |= {"names": _names, "widths": _widths, "assignments": _assignments}
+        environment.filters |= {"names": _names, "tuple": _tuple, "widths": _widths, "assignments": _assignments}
         return environment
 
     def digest_of(self, definition: ScheduleDefinition) -> str:

@@ -34,6 +34,11 @@ class Variant:
         return self.definition.is_deterministic(self.config)
 
     @property
+    def deterministic(self) -> Variant:
+        """The nearest variant whose results repeat to the bit, if there is one; else this one."""
+        return replace(self, config=self.definition.deterministic(self.config))
+
+    @property
     def name(self) -> str:
         """A name that is unique among variants, such as ``portable/forward_d128_causal/m128_n64_w8_s3_chunks``."""
         return f"{self.schedule}/{self.spec.name}/{self.config.name}"

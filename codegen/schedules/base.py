@@ -86,6 +86,8 @@ class ScheduleDefinition:
     """Tensors for which the rendered plan() raises ValueError, in words; None when it takes any layout."""
     is_deterministic: Callable[[Config], bool] = lambda config: True
     """Whether a config's results repeat to the bit: not those of sums whose order is left to chance."""
+    deterministic: Callable[[Config], Config] = lambda config: config
+    """The config nearest to one whose results repeat to the bit."""
 
     def violations(self, spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> list[str]:
         """Every reason to exclude ``config``; empty when it may be tried."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -184,6 +185,17 @@ class Pointer:
     def __add__(self, other: Any) -> Pointer:
         return Pointer(self.tensor, self.offsets + other)
 
+    def to(self, dtype: Any) -> Pointer:
+        """As an integer it points to the same number."""
+        return self
+
+    def add(self, offsets: Any, values: Any) -> None:
+        """As red.global.add does."""
+        flat = self._flat()
+        if offsets.min() < 0 or offsets.max() >= flat.size:
+            raise ProtocolError("an addition out of bounds")
+        np.add.at(flat, offsets, values)
+
     def store(self, values: Any, mask: Any = True) -> None:
         offsets, values, mask = np.broadcast_arrays(np.asarray(self.offsets), values, mask)
         flat, offsets = self._flat(), offsets[mask]
@@ -201,3 +213,24 @@ class Pointer:
         """The memory from the tensor's first element on, as far as strides reach."""
         reach = sum((size - 1) * stride for size, stride in zip(self.tensor.shape, self.tensor.stride(), strict=True))
         return self.tensor.as_strided((reach + 1,), (1,)).numpy()
+
+
+def reduce_fragments(text: str, values: Tile, addresses: Pointer) -> None:
+    """Assembly that adds each thread's numbers of a wgmma's result to global memory, from its first address on."""
+    rows, width = values.shape
+    count = width // 2
+    # (warp, lane // 4, lane % 4) and a thread's registers (of 8 columns, half, of 2)
+    by_thread = (rows // 16, 2, 8, width // 8, 4, 2), (0, 2, 4, 3, 1, 5), (rows * 2, count)
+    values, offsets = (
+        np.broadcast_to(each, (rows, width)).reshape(by_thread[0]).transpose(by_thread[1]).reshape(by_thread[2])
+        for each in (np.asarray(values), np.asarray(addresses.offsets))
+    )
+    if np.isnan(values).any():
+        raise ProtocolError("a number that is none is added to global memory")
+    pattern = r"red\.relaxed\.gpu\.global\.add\.v4\.f32 \[\$(\d+) \+ (\d+)\], \{([^}]*)\};"
+    for address, bytes_on, operands in re.findall(pattern, text):
+        first = offsets[:, int(address) - 2 * count] + int(bytes_on) // 4
+        if (first % 4).any():
+            raise ProtocolError("an addition of 16 bytes to an address that is no multiple")
+        for index, operand in enumerate(operands.split(", ")):
+            addresses.add(first + index, values[:, int(operand[1:]) - count])

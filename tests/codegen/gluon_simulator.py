@@ -194,10 +194,19 @@ class Machine:
         return results[0] if len(results) == 1 else results
 
     def assembly(self, text: str, _: str, arguments: Sequence[Any], **options: Any) -> Any:
-        """A named barrier, two 16-bit floats in one integer, or an identity."""
+        """A named barrier, a counter's, two 16-bit floats in one integer, additions to global memory, or an identity."""
         if text.startswith("cvt.rn.f16x2.f32"):
             even, odd = (np.asarray(each).astype(np.float16).view(np.uint16).astype(np.uint32) for each in arguments)
             return tile(even | odd << 16)
+        if "red." in text:
+            self.switch()
+            if "add.s32" in text:
+                return arguments[0].add(np.atleast_1d(arguments[0].offsets), 1)
+            return pieces.reduce_fragments(text, *arguments)
+        if "ld.acquire" in text:
+            address, count = arguments
+            self.wait_until(lambda: address.load() >= count)
+            return 0
         found = re.match(r"bar\.(sync|arrive) (\d+), 256;", text)
         if found is None:
             return arguments[0]

@@ -2,41 +2,65 @@
 
 from __future__ import annotations
 
-from attnforge.codegen.head_dims import HeadDimSplit, split_head_dim
+from dataclasses import replace
+
 from attnforge.codegen.schedules.base import Config, Context, Limits, Schedule, ScheduleDefinition
-from attnforge.codegen.schedules.hopper.backward_chunks import WARPGROUPS, WIDTHS, dq_chunks, splits_rows
-from attnforge.codegen.schedules.hopper.backward_config import FIELDS, DqOrder, HopperBackwardConfig
+from attnforge.codegen.schedules.hopper.backward_chunks import (
+    WARPGROUPS,
+    WIDTHS,
+    block_n,
+    is_wide,
+    own_chunks,
+    qk_chunks,
+    shares,
+    splits_rows,
+    v_chunks,
+)
+from attnforge.codegen.schedules.hopper.backward_config import FIELDS, HopperBackwardConfig
 from attnforge.codegen.schedules.hopper.backward_constraints import CONSTRAINTS, columns, shared_memory_estimate
 from attnforge.codegen.schedules.hopper.backward_space import backward_default, backward_space
 from attnforge.codegen.schedules.hopper.constraints import PRODUCER_REGISTERS, consumer_registers
 from attnforge.codegen.spec import AttentionSpec, Pass
 
-WIDEST = 128
-"""Of head dims: beyond it dk and dv of 64 keys leave a warpgroup's threads too few registers for the rest."""
+WIDEST = 256
+"""Of head dims: beyond it dk, dv and dq leave a warpgroup's threads too few registers for the rest."""
+
+
+DP_EARLY = 192
+"""Up to this head dim a wide warpgroup's registers hold dp of the next block beside dq: 256 spills 412 bytes."""
 
 
 def _context(spec: AttentionSpec, config: Config) -> Context:
     assert isinstance(config, HopperBackwardConfig)
-    own = dq_chunks(spec.head_dim, config.block_m)
-    qk_chunks = sorted({chunk for chunks in own for chunk in chunks}, key=lambda chunk: chunk.offset)
-    v_chunks = split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS)
-    stats_bytes = 4 * config.block_m if config.stats_by_tma else 0
+    qk, v = qk_chunks(spec, config.block_m), v_chunks(spec)
+    stats_bytes = 4 * config.block_m
     return {
-        "qk_chunks": qk_chunks,
-        "own_chunks": own,
+        "is_wide": is_wide(spec),
+        "is_dp_early": max(spec.head_dim, spec.head_dim_v) <= DP_EARLY,
+        "block_n": block_n(spec),
+        "qk_chunks": qk,
+        "v_chunks": v,
+        "own_chunks": own_chunks(spec, config.block_m),
+        "own_v_chunks": shares(spec.head_dim_v),
         "splits_rows": splits_rows(config.block_m),
-        "v_chunks": v_chunks,
-        "widths": sorted({chunk.width for chunk in (*qk_chunks, *v_chunks)}),
-        "columns": columns(qk_chunks),
-        "columns_v": columns(v_chunks),
-        "q_bytes": 2 * config.block_m * columns(qk_chunks) + stats_bytes,
-        "dout_bytes": 2 * config.block_m * columns(v_chunks) + stats_bytes,
-        "delays_dq": config.dq_order is not DqOrder.SAME_STEP,
-        "dp_is_late": config.dq_order is DqOrder.BEFORE_DP,
-        "early_groups": len(v_chunks) if config.early_dv else 0,
+        "widths": sorted({chunk.width for chunk in (*qk, *v)}),
+        "columns": columns(qk),
+        "columns_v": columns(v),
+        "q_bytes": 2 * config.block_m * columns(qk) + stats_bytes,
+        "dout_bytes": 2 * config.block_m * columns(v) + stats_bytes,
         "consumer_registers": consumer_registers(WARPGROUPS),
         "producer_registers": PRODUCER_REGISTERS,
     }
+
+
+def _is_ordered(config: Config) -> bool:
+    assert isinstance(config, HopperBackwardConfig)
+    return config.ordered
+
+
+def _ordered(config: Config) -> Config:
+    assert isinstance(config, HopperBackwardConfig)
+    return replace(config, ordered=True)
 
 
 def _supports(spec: AttentionSpec, limits: Limits) -> str | None:
@@ -62,5 +86,6 @@ BACKWARD = ScheduleDefinition(
     kernels={"gradients": FIELDS},
     supports=_supports,
     layouts_refused="tensors that TMA cannot address",
-    is_deterministic=lambda config: False,  # shares of dq are added as they come
+    is_deterministic=_is_ordered,
+    deterministic=_ordered,
 )

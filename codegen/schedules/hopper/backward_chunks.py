@@ -6,10 +6,43 @@ from dataclasses import replace
 from functools import cache
 
 from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
+from attnforge.codegen.spec import AttentionSpec
 
 WARPGROUPS = 2
 WIDTHS = (64, 32, 16)
 """Of chunks: 128 bytes of fp16 are the widest rows that shared memory swizzles, 32 the narrowest."""
+
+
+def is_wide(spec: AttentionSpec) -> bool:
+    """Whether dk and dv of 64 keys are too many registers for one warpgroup: two share them then, by columns."""
+    return max(spec.head_dim, spec.head_dim_v) > 128
+
+
+def block_n(spec: AttentionSpec) -> int:
+    """Keys of a program: 64 for each warpgroup, or for both where it is wide."""
+    return 64 if is_wide(spec) else 64 * WARPGROUPS
+
+
+def own_chunks(spec: AttentionSpec, block_m: int) -> tuple[tuple[Chunk, ...], ...]:
+    """The chunks of dq's columns that each warpgroup computes."""
+    return shares(spec.head_dim) if is_wide(spec) else dq_chunks(spec.head_dim, block_m)
+
+
+def qk_chunks(spec: AttentionSpec, block_m: int) -> list[Chunk]:
+    """The chunks of q's and k's columns."""
+    return _in_order(own_chunks(spec, block_m))
+
+
+def v_chunks(spec: AttentionSpec) -> list[Chunk]:
+    """The chunks of v's and dout's columns."""
+    if is_wide(spec):
+        return _in_order(shares(spec.head_dim_v))
+    return list(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
+
+
+def _in_order(own: tuple[tuple[Chunk, ...], ...]) -> list[Chunk]:
+    """The chunks of all warpgroups by their columns."""
+    return sorted({chunk for chunks in own for chunk in chunks}, key=lambda chunk: chunk.offset)
 
 
 def splits_rows(block_m: int) -> bool:
@@ -64,3 +97,18 @@ def _placed(dealt: tuple[tuple[int, ...], ...], head_dim: int) -> tuple[tuple[Ch
         placed[warpgroup].append(Chunk(str(index), offset, width, masked=offset + width > head_dim))
         offset += width
     return tuple(map(tuple, placed))
+
+
+@cache
+def shares(head_dim: int) -> tuple[tuple[Chunk, ...], ...]:
+    """The chunks of a wide head dim's columns that each warpgroup has: of q, k, dq and dk, or of v and dv.
+
+    As few columns for one warpgroup, then as little padding, then as few chunks as can be, of at most two chunks each:
+    160 -> (64 + 16, 64 + 16), 256 -> (128, 128).
+    """
+    wanted = -(-head_dim // WIDTHS[-1]) * WIDTHS[-1]
+    widths = (128, *WIDTHS)
+    parts = [(width,) for width in widths] + [(a, b) for a in widths for b in widths if a > b and a + b <= widths[0]]
+    dealt = [(a, b) for a in parts for b in parts if sum(a) >= sum(b) and sum(a) + sum(b) >= wanted]
+    best = min(dealt, key=lambda each: (sum(each[0]), sum(each[1]), len(each[0]) + len(each[1])))
+    return _placed(best, head_dim)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
+from attnforge.codegen.head_dims import Chunk
 from attnforge.codegen.schedules.base import Config, Constraint, Limits
-from attnforge.codegen.schedules.hopper.backward_chunks import dq_chunks
-from attnforge.codegen.schedules.hopper.backward_config import DqOrder, HopperBackwardConfig
+from attnforge.codegen.schedules.hopper.backward_chunks import block_n, is_wide, qk_chunks, shares, v_chunks
+from attnforge.codegen.schedules.hopper.backward_config import HopperBackwardConfig
 from attnforge.codegen.schedules.hopper.constraints import consumer_registers
 from attnforge.codegen.spec import AttentionSpec, DType
 
-BLOCK_N = 128
-"""Keys of a program: 64 for each of two warpgroups."""
 ADDRESSES = 16
 """Registers that a warpgroup's thread wants beside its tiles: with 224 of them kernels spill up to 144 bytes."""
 WIDEST_OF_128_QUERIES = 128
@@ -24,21 +22,15 @@ def columns(chunks: Iterable[Chunk]) -> int:
     return sum(chunk.width for chunk in chunks)
 
 
-def _chunks_of(spec: AttentionSpec, config: HopperBackwardConfig) -> set[Chunk]:
-    """The chunks of q and k."""
-    return {chunk for chunks in dq_chunks(spec.head_dim, config.block_m) for chunk in chunks}
-
-
 def shared_memory_estimate(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> int:
-    """Bytes of K and V, of the rings of q and dout, of ds twice, of dq in fp32, and of the barriers."""
+    """Bytes of K and V, of the rings of q and dout, of ds (and p, where it is wide), of the stats and the barriers."""
     assert isinstance(config, HopperBackwardConfig)
-    v_chunks = split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS)
-    qk, v = columns(_chunks_of(spec, config)), columns(v_chunks)
-    operands = (BLOCK_N + config.stages * config.block_m) * (qk + v) + 2 * BLOCK_N * config.block_m
-    stats = 2 * config.stages * config.block_m if config.stats_by_tma else 0
+    qk, v = qk_chunks(spec, config.block_m), v_chunks(spec)
+    operands = (block_n(spec) + config.stages * config.block_m) * (columns(qk) + columns(v))
+    exchanged = 3 * 64 * 64 if is_wide(spec) else 8 * 64 * config.block_m
     # Triton hands each partition its arguments through shared memory: more of them for more chunks.
-    arguments = 576 + 192 * max(map(len, (_chunks_of(spec, config), v_chunks)))
-    return dtype.bytes * operands + 4 * (config.block_m * qk + stats) + arguments
+    arguments = 576 + 192 * max(len(qk), len(v))
+    return dtype.bytes * (operands + exchanged) + 4 * 2 * config.stages * config.block_m + arguments
 
 
 def _is_of_two_bytes(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
@@ -53,42 +45,40 @@ def _fits_shared_memory(spec: AttentionSpec, config: Config, dtype: DType, limit
 
 
 def _fits_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
-    """A thread holds half of the columns of dk, dv, scores and dp, in fp32; beside them p in 16 bits, where dv is early
-    or dq in the next step, and half of the columns of its share of dq, where that is multiplied next to dp.
+    """A thread holds half of the columns of dk, dv, scores and dp, in fp32, and of K and V, in 16 bits, if they are.
+
+    Where it is wide, that is of half of the columns of dk and dv, and of dq beside them.
     """
     assert isinstance(config, HopperBackwardConfig)
-    qk, v = columns(_chunks_of(spec, config)), columns(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
-    needed = (qk + v) // 2 + config.block_m
-    if config.early_dv or config.dq_order is DqOrder.NEXT_STEP:
-        needed += config.block_m // 4
-    if config.dq_order is DqOrder.NEXT_STEP:
-        needed += max(map(columns, dq_chunks(spec.head_dim, config.block_m))) // 2
-    needed += qk // 4 * config.k_in_registers + v // 4 * config.v_in_registers
+    qk, v = columns(qk_chunks(spec, config.block_m)), columns(v_chunks(spec))
+    if is_wide(spec):
+        needed = columns(shares(spec.head_dim)[0]) + columns(shares(spec.head_dim_v)[0]) // 2
+        most = consumer_registers(2) - 2 * ADDRESSES
+    else:
+        needed = (qk + v) // 2 + config.block_m + (qk + v) // 4 * config.kv_in_registers
+        most = consumer_registers(2) - ADDRESSES
     if config.block_m == 128 and qk + v > WIDEST_OF_128_QUERIES:
         return f"scores and dp of 128 queries leave too few registers for dk and dv of {qk} + {v} columns"
-    most = consumer_registers(2) - ADDRESSES
     if needed <= most:
         return None
     return f"its tiles need {needed} registers a thread; {most} is the most"
 
 
-def _anchors_something(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+def _is_a_wide_one(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
+    """What the kernel of wide head dims has no choice of."""
     assert isinstance(config, HopperBackwardConfig)
-    return "dv's matrix work is an anchor already" if config.anchor and config.early_dv else None
-
-
-def _saves_registers(spec: AttentionSpec, config: Config, dtype: DType, limits: Limits) -> str | None:
-    """At head dim 128 it spills 268 to 420 bytes with an early dv."""
-    assert isinstance(config, HopperBackwardConfig)
-    if not (config.early_dv and config.dq_order is DqOrder.BEFORE_DP):
+    if not is_wide(spec):
         return None
-    return "dq before dp is for want of registers, of which an early dv takes more"
+    if config.block_m != 64:
+        return "head dims beyond 128 take blocks of 64 queries"
+    if config.ping_pong or config.kv_in_registers:
+        return "head dims beyond 128 have warpgroups that differ, which take no turns, and no registers for K and V"
+    return None
 
 
 CONSTRAINTS = (
     Constraint("dtype", _is_of_two_bytes),
     Constraint("shared memory", _fits_shared_memory),
     Constraint("registers", _fits_registers),
-    Constraint("anchor", _anchors_something),
-    Constraint("early dv", _saves_registers),
+    Constraint("wide", _is_a_wide_one),
 )
