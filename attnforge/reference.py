@@ -161,6 +161,45 @@ def rounding_bounds(
     return Gradients(dq, dk, dv)
 
 
+def operand_roundings(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    softmax_scale: float | None = None,
+) -> Gradients:
+    """How far gradients stray because p and ds are rounded to the inputs' dtype before they are multiplied: float64.
+
+    Each term of a sum such as dq = scale sum_j ds_j k_j strays by at most half a spacing of ds_j times k_j, at random
+    and by itself, so the sum strays like the root of the terms' squares, not like their sum (Higham and Mary 2019, A
+    New Approach to Probabilistic Rounding Error Analysis). That does not shrink where the terms cancel. With terms of
+    random signs, a gradient has the size of this over the unit roundoff.
+    """
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    double = torch.float64
+    dq, dk, dv = torch.empty_like(q, dtype=double), torch.zeros_like(k, dtype=double), torch.zeros_like(v, dtype=double)
+    for piece in _pieces(q, k):
+        scores = _scores(piece, q, k, causal, scale, double)
+        p = _probabilities(scores, torch.logsumexp(scores, -1))
+        queries, upstream = (piece.group(x).to(double) for x in (q, dout))
+        keys, values = (x[piece.keys][:, None].to(double) for x in (k, v))
+        dp = upstream @ values.mT
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True))
+        p_squared, ds_squared = (_half_spacing(x, q.dtype).square() for x in (p, ds))
+        dq[piece.queries] = (ds_squared @ keys.square()).flatten(0, 1)
+        dk[piece.keys] += (ds_squared.mT @ queries.square()).sum(1)
+        dv[piece.keys] += (p_squared.mT @ upstream.square()).sum(1)
+    return Gradients(dq.sqrt() * scale, dk.sqrt() * scale, dv.sqrt())
+
+
+def _half_spacing(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The most that rounding to ``dtype`` moves each value, subnormal ones too, and never more than to 0."""
+    kind = torch.finfo(dtype)
+    return torch.minimum(values.abs().clamp(min=kind.smallest_normal) * (kind.eps / 2), values.abs())
+
+
 class _Piece(NamedTuple):
     """Some kv heads of one batch element, with the query heads that share them, and some query rows."""
 

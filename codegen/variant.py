@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnforge.codegen.errors import ConfigError
 from attnforge.codegen.schedules import schedule_of

@@ -93,11 +93,12 @@ def _prepare_backward(case: Case, inputs: Inputs, rows: torch.Tensor) -> Prepare
     expected = reference.attention_backward(*tensors, out=out, **options)._asdict()
     eager = reference.eager_lp_backward(*tensors, **options)._asdict()
     bounds = reference.rounding_bounds(*tensors, **options)._asdict()
+    operands = reference.operand_roundings(*tensors, **options)._asdict()
     allowed, limits_l2 = {}, {}
     for name, gradient in expected.items():
         rounding = FP32_ROUNDING * bounds[name]
         allowed[name] = largest_allowed_error(gradient, eager[name], BACKWARD_FACTOR, rounding)
-        limits_l2[name] = allowed_l2(gradient, eager[name], rounding, case.dtype)
+        limits_l2[name] = allowed_l2(gradient, eager[name], rounding, operands[name], case.dtype)
     expected |= {"lse": lse}
     return PreparedCase(case, (*tensors, out, lse.float()), expected, allowed, limits_l2, rows)
 

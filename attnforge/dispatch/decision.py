@@ -12,7 +12,7 @@ own schedule: where another schedule's is the default it says nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -98,11 +98,13 @@ def decide(
     """The decision for a problem on a target.
 
     Variants in ``excluded``, which failed there, are passed over, and the schedules in ``refused``, which cannot take
-    the layout of a call's tensors; with ``deterministic`` also those whose results do not repeat to the bit.
+    the layout of a call's tensors. With ``deterministic`` it is the variant next to the chosen one whose results repeat
+    to the bit; those next to which there is none are passed over too.
     """
     found = candidates(spec, problem, target, caches, excluded, refused, deterministic=deterministic)
     if found:
-        return min(found, key=_rank).to_decision()
+        decision = min(found, key=_rank).to_decision()
+        return replace(decision, variant=_served(decision.variant, deterministic))
     without = f", {' and '.join(refused)} aside" if refused else ""
     reason = f"nothing usable is tuned for {spec.name} on {target.slug}{without}: the default config"
     default = _default(spec, problem, target, excluded, refused, deterministic)
@@ -125,16 +127,20 @@ def candidates(
     found = [
         match
         for match in matches(spec, problem, caches)
-        if match.entry.variant not in excluded
+        if _served(match.entry.variant, deterministic) not in excluded
         and match.entry.schedule not in refused
         and (match.kind is DecisionKind.EXACT or match.entry.schedule not in too_small_for)
-        and (match.entry.variant.is_deterministic or not deterministic)
+        and (match.entry.variant.deterministic.is_deterministic or not deterministic)
         and (match.entry.source is Source.MEASURED or match.entry.schedule is default.schedule)
     ]
     newest: dict[tuple[object, ...], TunedEntry] = {}
     for match in sorted(found, key=lambda match: match.entry.created):
         newest[_contest(match)] = match.entry
     return [match for match in found if match.entry.schedule is newest[_contest(match)].schedule]
+
+
+def _served(variant: Variant, deterministic: bool) -> Variant:
+    return variant.deterministic if deterministic else variant
 
 
 def _contest(match: Match) -> tuple[object, ...]:
@@ -151,7 +157,10 @@ def _default(
     deterministic: bool,
 ) -> Variant:
     """The first default variant that nothing speaks against, or else the last, portable's."""
-    defaults = [Variant(spec, *default) for default in default_configs(spec, problem.dtype, target.limits)]
+    defaults = [
+        _served(Variant(spec, *default), deterministic)
+        for default in default_configs(spec, problem.dtype, target.limits)
+    ]
     passed_over = {*refused, *_slow_to_launch(spec, problem)}
     usable = (
         variant

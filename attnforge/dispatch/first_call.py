@@ -87,7 +87,8 @@ def _decisions(call: Call, surroundings: Surroundings, refused: Collection[Sched
         decision = decide(call.spec, call.problem, target, caches, failed, refused, deterministic=call.deterministic)
         if decision.variant not in failed and decision.variant.schedule not in refused:
             yield decision
-    for variant in smaller_defaults(call.spec, call.problem.dtype, target.limits):
+    for default in smaller_defaults(call.spec, call.problem.dtype, target.limits):
+        variant = default.deterministic if call.deterministic else default
         repeats = variant.is_deterministic or not call.deterministic
         if variant not in failed and variant.schedule not in refused and repeats:
             yield Decision(variant, DecisionKind.DEFAULT, "what was preferred does not run: a smaller default")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attnforge.codegen import DType, Pass
+from attnforge.tuner import accuracy_rules
 from attnforge.tuner.accuracy import check, gate_cases, prepare
 from attnforge.tuner.accuracy_inputs import Case, Family, Layout
 from attnforge.tuner.accuracy_rules import AccuracyReport, Finding, Rule
@@ -69,6 +70,61 @@ def test_the_report_names_the_rule_that_explains_most(fault, rule):
     failure = gate(Pass.FORWARD, DType.FP16, fault).failure
     assert failure is not None
     assert failure.rule is rule
+
+
+def single_queries(dtype):
+    """32 batch elements of a query over equal keys, whose dq is 0 but for rounding; and their prepared references."""
+    case = Case(
+        spec=spec_of(Pass.BACKWARD, 72, causal=False), dtype=dtype, seqlen_q=1, seqlen_k=513,
+        families=(Family.EQUAL_KEYS,) * 32,
+    )  # fmt: skip
+    return case, prepare(case, CPU)
+
+
+def rejected(report):
+    """Batch elements whose dq has too large a relative L2 error."""
+    errors = [finding for finding in report.findings if (finding.tensor, finding.rule) == ("dq", Rule.RELATIVE_L2)]
+    return sum(not error.ok for error in errors)
+
+
+def test_a_gradient_of_nothing_but_rounding_is_accepted(monkeypatch):
+    case, prepared = single_queries(DType.BF16)
+    report = check(TiledAttention(case), prepared)
+    assert report.ok, report.message
+    monkeypatch.setattr(accuracy_rules, "OPERAND_ROUNDING", 0.0)
+    assert rejected(check(TiledAttention(case), prepare(case, CPU))) > 0
+
+
+@pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
+def test_a_gradient_that_cancels_still_shows_an_error_above_its_rounding(dtype):
+    case, prepared = single_queries(dtype)
+
+    class Shifted(TiledAttention):
+        def __call__(self, *arguments):
+            super().__call__(*arguments)
+            k, dq = arguments[2], arguments[6]
+            shape = (-1, 1, 1, 1)
+            sizes = torch.linalg.vector_norm(prepared.expected["dq"].flatten(1), dim=1) * prepared.allowed_l2["dq"]
+            along = k[:, :, :1].expand_as(dq).double()
+            norms = torch.linalg.vector_norm(along.flatten(1), dim=1)
+            dq.copy_(dq + 2 * (sizes / norms).view(shape) * along)
+
+    assert rejected(check(Shifted(case), prepared)) == 32
+    # The missing key's ds may happen to be small.
+    assert rejected(check(TiledAttention(case, Fault.DQ_MISSES_KEY), prepared)) >= 24
+
+
+@pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_where_nothing_cancels_the_limit_stays(causal, dtype, monkeypatch):
+    case = gate_cases(spec_of(Pass.BACKWARD, 64, causal=causal), dtype)[0]
+    limits = prepare(case, CPU).allowed_l2
+    monkeypatch.setattr(accuracy_rules, "OPERAND_ROUNDING", 0.0)
+    without = prepare(case, CPU).allowed_l2
+    equal_keys = case.families.index(Family.EQUAL_KEYS)
+    for name, limit in limits.items():
+        higher = (limit > without[name]).nonzero().flatten().tolist()
+        assert set(higher) <= ({equal_keys} if name == "dq" else set())
 
 
 def test_a_launch_that_changes_its_mind_is_not_repeatable():

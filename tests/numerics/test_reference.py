@@ -8,6 +8,7 @@ from attnforge.reference import (
     eager_lp,
     eager_lp_backward,
     last_visible_key,
+    operand_roundings,
     rounding_bounds,
 )
 
@@ -124,3 +125,27 @@ def test_rounding_bounds_hold_in_fp32_and_are_not_loose(shape):
             assert ((got - expected).abs() <= 2**-22 * bound).all()
             if shape[4] > 1:  # of one key, dq and dk are 0 but for rounding
                 assert 2**-24 * bound.max() < 2e-3 * expected.abs().max()
+
+
+@pytest.mark.usefixtures("_scores_at_once")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("upstream", [1.0, 1e-4])  # the ds of the small ones are subnormal in fp16
+@pytest.mark.parametrize("equal_keys", [False, True])
+def test_operand_roundings_are_the_size_of_what_rounding_makes(dtype, upstream, equal_keys):
+    q, k, v, dout = (x.double() for x in make((2, 4, 2, 150, 170, 24, 24), dtype))
+    k = k[:, :, :1].expand_as(k) if equal_keys else k
+    tensors = [x.to(dtype) for x in (dout * upstream, q, k, v)]
+    dout, q, k, v = (x.double() for x in tensors)
+    keys, values = (x.repeat_interleave(2, 1) for x in (k, v))
+    p = (q @ keys.mT * 24**-0.5).softmax(-1)
+    dp = dout @ values.mT
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True))
+    p_error, ds_error = (x.to(dtype).double() - x for x in (p, ds))
+    dk, dv = (x.unflatten(1, (2, 2)).sum(2) for x in (ds_error.mT @ q, p_error.mT @ dout))
+    errors = ds_error @ keys * 24**-0.5, dk * 24**-0.5, dv
+    units = operand_roundings(*tensors, causal=False)
+    for error, unit in zip(errors, units, strict=True):
+        assert (error.abs() <= 4 * unit).all()
+        assert error.norm() / unit.norm() < 0.8
+    for error, unit in zip(errors[:2], units[:2], strict=True):  # equal p may be rounded by little, all alike
+        assert error.norm() / unit.norm() > 0.2

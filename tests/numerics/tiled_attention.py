@@ -37,6 +37,7 @@ class Fault(StrEnum):
     NO_SCALE_ON_DK = "dk is not scaled"
     NO_GROUP_SUM = "dk and dv come from one head of the group"
     DV_SCALE = "dv 1 % too large"
+    DQ_MISSES_KEY = "dq misses the last key"
     TF32 = "q is rounded to tf32"
 
 
@@ -44,6 +45,7 @@ FORWARD_FAULTS = tuple(Fault)[: list(Fault).index(Fault.NO_DELTA)]
 BACKWARD_FAULTS = (
     Fault.NONE, Fault.SCALE, Fault.LAST_BLOCK, Fault.MASK_TOO_WIDE, Fault.MASK_TOO_NARROW, Fault.UNWRITTEN_ROW,
     Fault.NO_DELTA, Fault.NO_SCALE_ON_DK, Fault.NO_GROUP_SUM, Fault.DV_SCALE,
+    Fault.DQ_MISSES_KEY,
 )  # fmt: skip
 
 
@@ -118,7 +120,8 @@ class TiledAttention:
         delta = (out.float() * dout.float()).sum(-1, keepdim=True) * (fault is not Fault.NO_DELTA)
         ds = (p * (dout.float() @ values.mT - delta)).to(q.dtype).float()
         rows = slice(0, -1 if fault is Fault.UNWRITTEN_ROW else None)
-        dq[:, :, rows] = (ds @ keys * softmax_scale).to(q.dtype)[:, :, rows]
+        seen = slice(0, -1 if fault is Fault.DQ_MISSES_KEY else None)
+        dq[:, :, rows] = (ds[..., seen] @ keys[:, :, seen] * softmax_scale).to(q.dtype)[:, :, rows]
 
         def grouped(gradient):
             members = gradient.unflatten(1, (k.shape[1], group))

@@ -26,17 +26,12 @@ WIDEST = 256
 """Of head dims: beyond it dk, dv and dq leave a warpgroup's threads too few registers for the rest."""
 
 
-DP_EARLY = 192
-"""Up to this head dim a wide warpgroup's registers hold dp of the next block beside dq: 256 spills 412 bytes."""
-
-
 def _context(spec: AttentionSpec, config: Config) -> Context:
     assert isinstance(config, HopperBackwardConfig)
     qk, v = qk_chunks(spec, config.block_m), v_chunks(spec)
     stats_bytes = 4 * config.block_m
     return {
         "is_wide": is_wide(spec),
-        "is_dp_early": max(spec.head_dim, spec.head_dim_v) <= DP_EARLY,
         "block_n": block_n(spec),
         "qk_chunks": qk,
         "v_chunks": v,

@@ -26,8 +26,8 @@ def backward_default(spec: AttentionSpec, dtype: DType, limits: Limits) -> Confi
     widest = max(spec.head_dim, spec.head_dim_v)
     return HopperBackwardConfig(
         block_m=128 if widest <= 64 else 64,
-        stages=2,
-        ping_pong=not is_wide(spec),
-        kv_in_registers=64 < widest <= 80,
+        stages=3 if 64 < widest <= 96 or 128 < widest <= 192 else 2,
+        ping_pong=64 < widest <= 128,
+        kv_in_registers=64 < widest <= 96,
         ordered=False,
     )
