@@ -88,6 +88,17 @@ def test_ordered_sums_of_dq_repeat_bitwise(causal: bool, resident: int, changed:
     assert orders_of_sums(text_of(spec, ordered=True, **changed), spec, resident) == 1
 
 
+@pytest.mark.parametrize("programs", [1, 8, 13])
+def test_ordered_programs_of_some_heads_at_a_time(programs: int) -> None:
+    """Of 4 blocks of keys and 6 heads: 1, 2 or 4 heads together, of which the last are fewer."""
+    spec = a_spec(32)
+    text = with_fault(
+        text_of(spec, ordered=True), {r"heads_together = triton.cdiv\(128": f"heads_together = triton.cdiv({programs}"}
+    )
+    assert run(text, spec, (200, 500), heads=3, kv_heads=3, resident=3) < 1
+    assert orders_of_sums(text, spec, resident=5) == 1
+
+
 def test_sums_of_dq_in_no_order_are_told_apart() -> None:
     spec = a_spec(32)
     assert orders_of_sums(text_of(spec), spec, resident=3) > 1

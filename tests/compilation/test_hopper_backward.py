@@ -1,21 +1,21 @@
 """The hopper schedule's backward, compiled for sm_90: what ptxas says of it. Needs no GPU."""
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import triton
 
-from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, schedule_of
-from attnforge.codegen.schedules.hopper.backward_config import DqOrder
+from attnforge.codegen import DType, Variant
 from attnforge.compilation import CompileReport, compile_variant
 from attnforge.kernels import load
 from attnforge.problem import Problem
 from attnforge.target import Target
+from tests.codegen.hopper_backward_runs import HOPPER, a_default, a_spec
 
 SM_90 = Target.for_arch("sm_90")
-HOPPER = schedule_of(Schedule.HOPPER, Pass.BACKWARD)
+IS_OLDEST_TRITON = triton.__version__.startswith("3.6.")
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +23,8 @@ def triton_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def a_variant(head_dim: int, causal: bool, **changed: object) -> Variant:
-    spec = AttentionSpec(pass_=Pass.BACKWARD, head_dim=head_dim, head_dim_v=head_dim, causal=causal)
-    config = replace(HOPPER.default(spec, DType.BF16, SM_90.limits), **changed)  # type: ignore[type-var]
-    return Variant(spec, Schedule.HOPPER, config)
+def a_variant(head_dim: int, causal: bool, **changed: Any) -> Variant:
+    return a_default(a_spec(head_dim, causal), **changed)
 
 
 def a_problem(seqlen: int = 1024, heads: int = 8, dtype: DType = DType.BF16) -> Problem:
@@ -43,35 +41,53 @@ def check(variant: Variant, problem: Problem, spills: int = 0) -> None:
     assert estimate - 512 < gradients.shared_bytes <= estimate
 
 
+SPILLS = {24: 0, 96: 288, 128: 96} if IS_OLDEST_TRITON else {24: 0, 64: 144, 128: 160}
+"""Bytes by head dim: Triton 3.6 spills up to 268 at 96 and 88 at 128, 3.9 up to 132 at 64 and 152 at 128."""
+OTHER_SPILLS = 64
+"""Bytes of the other head dims: Triton 3.6 spills up to 60, 3.9 up to 48, the most of it where dq is ordered."""
+SERIALISED = () if IS_OLDEST_TRITON else (80, 96, 112)
+"""Head dims whose registers Triton 3.9's ptxas finds too few (C7512): at 80 and 96 those of K and V are too many."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("seqlen", "heads"), [(1000, 8), (1024, 2)])
+@pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("head_dim", [24, 64, 80, 96, 112, 128])
-def test_defaults_compile_without_serialised_wgmma(head_dim: int, causal: bool, seqlen: int, heads: int) -> None:
-    # Mostly scalars that are set aside before the loop for behind it. Causal blocks of 128 queries spill the most.
-    spills = 192 if head_dim in (64, 112) else 64
-    check(a_variant(head_dim, causal), a_problem(seqlen, heads), spills)
+@pytest.mark.parametrize(
+    "head_dim",
+    [
+        pytest.param(head_dim, marks=pytest.mark.xfail(reason="C7512", strict=True) if head_dim in SERIALISED else ())
+        for head_dim in (24, 64, 80, 96, 112, 128, 160, 192, 256)
+    ],
+)
+def test_defaults_compile_without_serialised_wgmma(
+    head_dim: int, causal: bool, ordered: bool, seqlen: int, heads: int
+) -> None:
+    # Mostly scalars that are set aside before the loop for behind it.
+    spills = SPILLS.get(head_dim, OTHER_SPILLS)
+    check(a_variant(head_dim, causal, ordered=ordered), a_problem(seqlen, heads), spills)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("head_dim", "changed"),
     [
-        (128, {"early_dv": False, "anchor": True}),
-        (128, {"stages": 3}),
-        (64, {"block_m": 128, "dq_order": DqOrder.SAME_STEP, "early_dv": False, "anchor": True}),
-        (64, {"block_m": 64}),
-        (64, {"block_m": 64, "stats_by_tma": False, "dq_order": DqOrder.SAME_STEP}),
-        (64, {"block_m": 64, "v_in_registers": True, "k_in_registers": True}),
+        (128, {"ping_pong": False}),
+        (96, {"stages": 3, "kv_in_registers": False}),
+        (64, {"block_m": 64, "stages": 4}),
+        (80, {"stages": 2, "kv_in_registers": False, "ping_pong": False}),
+        (64, {"ping_pong": True}),
+        (192, {"stages": 2}),
     ],
 )
-def test_other_configs_compile(head_dim: int, changed: dict[str, object]) -> None:
-    check(a_variant(head_dim, causal=False, **changed), a_problem(heads=2, dtype=DType.FP16), spills=64)
+def test_other_configs_compile(head_dim: int, changed: dict[str, Any]) -> None:
+    spills = SPILLS.get(head_dim, OTHER_SPILLS)
+    check(a_variant(head_dim, causal=False, **changed), a_problem(heads=2, dtype=DType.FP16), spills)
 
 
 def test_the_gate_sees_serialised_wgmma() -> None:
-    """dq of head dim 128 has no room beside scores and dp: what the constraint excludes."""
-    variant = a_variant(128, causal=True, dq_order=DqOrder.NEXT_STEP)
+    """K and V of head dim 128 have no room beside dk and dv: what the constraint excludes."""
+    variant = a_variant(128, causal=True, kv_in_registers=True)
     assert HOPPER.violations(variant.spec, variant.config, DType.BF16, SM_90.limits)
     report = compile_variant(variant, a_problem(), SM_90)
     assert isinstance(report, CompileReport)
@@ -99,8 +115,11 @@ def test_plan_says_what_tma_cannot_address(name: str, index: int, tensor: torch.
         module.plan(*tensors, workspace, 0.125)
 
 
-def test_the_workspace_holds_dq_in_fp32_and_two_numbers_a_query() -> None:
-    q = torch.empty(2, 3, 100, 80, device="meta")
-    module = load(a_variant(80, causal=False))
-    rows, columns = module.workspace_shape(q)
-    assert rows * columns == 2 * 3 * triton.cdiv(100, 64) * 64 * (80 + 2)
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_the_workspace_holds_dq_in_fp32_and_two_numbers_a_query(head_dim: int) -> None:
+    q = torch.empty(2, 3, 100, head_dim, device="meta")
+    rows, columns = load(a_variant(head_dim, causal=False)).workspace_shape(q)
+    numbers = 2 * 3 * 128 * (head_dim + 2)
+    assert rows * columns == numbers
+    rows, columns = load(a_variant(head_dim, causal=False, ordered=True)).workspace_shape(q)
+    assert numbers < rows * columns <= numbers + 2 * 3 * 2 * 2 + 32  # and a count for each warpgroup and block
