@@ -221,11 +221,11 @@ def reduce_fragments(text: str, values: Tile, addresses: Pointer) -> None:
     count = width // 2
     # (warp, lane // 4, lane % 4) and a thread's registers (of 8 columns, half, of 2)
     by_thread = (rows // 16, 2, 8, width // 8, 4, 2), (0, 2, 4, 3, 1, 5), (rows * 2, count)
-    values, offsets = (
+    numbers, offsets = (
         np.broadcast_to(each, (rows, width)).reshape(by_thread[0]).transpose(by_thread[1]).reshape(by_thread[2])
         for each in (np.asarray(values), np.asarray(addresses.offsets))
     )
-    if np.isnan(values).any():
+    if np.isnan(numbers).any():
         raise ProtocolError("a number that is none is added to global memory")
     pattern = r"red\.relaxed\.gpu\.global\.add\.v4\.f32 \[\$(\d+) \+ (\d+)\], \{([^}]*)\};"
     for address, bytes_on, operands in re.findall(pattern, text):
@@ -233,4 +233,4 @@ def reduce_fragments(text: str, values: Tile, addresses: Pointer) -> None:
         if (first % 4).any():
             raise ProtocolError("an addition of 16 bytes to an address that is no multiple")
         for index, operand in enumerate(operands.split(", ")):
-            addresses.add(first + index, values[:, int(operand[1:]) - count])
+            addresses.add(first + index, numbers[:, int(operand[1:]) - count])

@@ -40,7 +40,7 @@ def a_spec(head_dim: int, causal: bool = True, head_dim_v: int | None = None) ->
 
 def a_default(spec: AttentionSpec, **changed: Any) -> Variant:
     """The default, with some fields changed."""
-    return Variant(spec, Schedule.HOPPER, replace(HOPPER.default(spec, DType.BF16, SM_90), **changed))  # type: ignore[type-var]
+    return Variant(spec, Schedule.HOPPER, replace(HOPPER.default(spec, DType.BF16, SM_90), **changed))
 
 
 def text_of(spec: AttentionSpec, config: HopperBackwardConfig = CONFIG, **changed: Any) -> str:
@@ -134,9 +134,9 @@ def gate_failures(text: str, spec: AttentionSpec) -> list[object]:
     return [report.failure for report in reports if report.failure is not None]
 
 
-def with_fault(text: str, fault: Mapping[str, str]) -> str:
+def edited(text: str, edits: Mapping[str, str]) -> str:
     """A module's text with each pattern replaced. All of them must be found."""
-    for before, after in fault.items():
+    for before, after in edits.items():
         text, count = re.subn(before, after, text)
         assert count, before
     return text

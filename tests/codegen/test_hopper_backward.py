@@ -37,7 +37,7 @@ def test_a_config_refuses_what_no_kernel_has(field: str, value: object) -> None:
 
 
 def test_names_tell_configs_apart() -> None:
-    choices = {**HOPPER.space(a_spec(80), DType.BF16, SM_90, False), "ordered": (False, True)}
+    choices: dict[str, Any] = {**HOPPER.space(a_spec(80), DType.BF16, SM_90, False), "ordered": (False, True)}
     configs = [replace(CONFIG, **{field: value}) for field, values in choices.items() for value in values]
     assert len({config.name for config in configs}) == len(set(configs))
     assert CONFIG.name == "m64_s2_pingpong"
@@ -126,7 +126,7 @@ def test_it_repeats_to_the_bit_where_it_is_ordered() -> None:
     variant = a_default(a_spec(128))
     assert not variant.is_deterministic
     assert variant.deterministic.is_deterministic
-    assert variant.deterministic == replace(variant, config=replace(variant.config, ordered=True))  # type: ignore[type-var]
+    assert variant.deterministic == replace(variant, config=replace(variant.config, ordered=True))
     assert variant.deterministic.deterministic == variant.deterministic
 
 

@@ -9,12 +9,12 @@ from tests.codegen.hopper_backward_runs import (
     SEQLENS,
     WIDE_CONFIG,
     a_spec,
+    edited,
     gate_failures,
     is_noticed,
     orders_of_sums,
     run,
     text_of,
-    with_fault,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
@@ -134,7 +134,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_noticed(fault: str) -> None:
     spec = a_spec(136)
-    assert is_noticed(with_fault(text_of(spec, WIDE_CONFIG, stages=3), FAULTS[fault]), spec, ALLOWED)
+    assert is_noticed(edited(text_of(spec, WIDE_CONFIG, stages=3), FAULTS[fault]), spec, ALLOWED)
 
 
 ORDER_FAULTS = {
@@ -149,6 +149,6 @@ ORDER_FAULTS = {
 @pytest.mark.parametrize("fault", ORDER_FAULTS)
 def test_a_fault_of_the_order_is_noticed(fault: str) -> None:
     spec = a_spec(136)
-    text = with_fault(text_of(spec, WIDE_CONFIG, ordered=True), ORDER_FAULTS[fault])
+    text = edited(text_of(spec, WIDE_CONFIG, ordered=True), ORDER_FAULTS[fault])
     with contextlib.suppress(ProtocolError):
         assert orders_of_sums(text, spec, resident=12, seeds=6) > 1
