@@ -12,8 +12,8 @@ from rich.console import Console
 from attnforge.cache.schema import Source
 from attnforge.cache.store import CacheFile, LoadedCache, TunedCacheStore
 from attnforge.cli.selection import DTypeOption
-from attnforge.codegen import AttentionSpec, DType, Pass, Variant, fields_of
-from attnforge.dispatch.decision import Decision, DecisionKind, best_by_kind, candidates, decide
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, fields_of
+from attnforge.dispatch.decision import Decision, DecisionKind, Match, best_by_kind, candidates, decide
 from attnforge.errors import CacheRefused, KernelNotGeneratedError
 from attnforge.kernels import Kernels
 from attnforge.problem import Bucket, Problem
@@ -41,6 +41,9 @@ def explain(
     causal: Annotated[bool, typer.Option("--causal/--no-causal", help="With a causal mask or without.")] = False,
     dtype: DTypeOption = DType.BF16,
     pass_: Annotated[Pass, typer.Option("--pass", help="The pass to explain.")] = Pass.FORWARD,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="For a call that asks for gradients that repeat to the bit.")
+    ] = False,
     target: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +64,8 @@ def explain(
     )  # fmt: skip
     settings = Settings.from_environment()
     store = TunedCacheStore(settings)
-    _print_explanation(spec, problem, _chosen(target, store), store, Kernels.installed(settings))
+    call = _Call(spec, problem, _chosen(target, store), deterministic)
+    _print_explanation(call, store, Kernels.installed(settings))
 
 
 def _chosen(given: str | None, store: TunedCacheStore) -> Target:
@@ -74,6 +78,26 @@ def _chosen(given: str | None, store: TunedCacheStore) -> Target:
             except CacheRefused:
                 continue
     return Target.for_arch(given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What is explained."""
+
+    spec: AttentionSpec
+    problem: Problem
+    target: Target
+    deterministic: bool
+
+    def decide(self, caches: Sequence[LoadedCache], refused: Sequence[Schedule] = ()) -> Decision:
+        return decide(
+            self.spec, self.problem, self.target, caches, refused=refused, deterministic=self.deterministic
+        )  # fmt: skip
+
+    def best(self, caches: Sequence[LoadedCache]) -> dict[tuple[Source, DecisionKind], Match]:
+        return best_by_kind(
+            candidates(self.spec, self.problem, self.target, caches, deterministic=self.deterministic)
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +120,11 @@ class _Place:
         return cls(file, LoadedCache(file.path, file.origin, cache), f"read, {of_spec} entries for {spec.name}")
 
 
-def _print_explanation(
-    spec: AttentionSpec, problem: Problem, target: Target, store: TunedCacheStore, kernels: Kernels
-) -> None:
+def _print_explanation(call: _Call, store: TunedCacheStore, kernels: Kernels) -> None:
+    spec, problem, target = call.spec, call.problem, call.target
     places = [_Place.look_into(file, store, spec) for file in store.places(target)]
     caches = [place.loaded for place in places if place.loaded is not None]
-    decision = decide(spec, problem, target, caches)
+    decision = call.decide(caches)
     console = Console(soft_wrap=True, highlight=False)
     sizes = ", ".join(f"{field} {getattr(problem, field)}" for field in problem.__struct_fields__)
     facts = f"{target.sm_count} SMs, {target.shared_memory} bytes of shared memory a block"
@@ -115,29 +138,25 @@ def _print_explanation(
         ],
     )
     _print_fields(console, [(place.file.origin, f"{place.file.path}: {place.finding}") for place in places], "Caches")
-    _print_fields(console, _steps(spec, problem, target, caches, decision), "Look-up: the first that is found")
+    _print_fields(console, _steps(call, caches, decision), "Look-up: the first that is found")
     config = ", ".join(f"{name}={value}" for name, value in fields_of(decision.variant.config).items())
     found = [("decision", f"{decision.kind}: {decision.reason}"), ("cache", decision.cache_path or "none")]
     kernel = [("config", config), ("variant", decision.variant.name), ("kernel", _kernel(decision.variant, kernels))]
-    fallback = _fallback(spec, problem, target, caches, decision)
+    fallback = _fallback(call, caches, decision)
     _print_fields(console, [*found, *kernel, *fallback], "Decision")
 
 
-def _fallback(
-    spec: AttentionSpec, problem: Problem, target: Target, caches: Sequence[LoadedCache], decision: Decision
-) -> Iterable[tuple[str, object]]:
+def _fallback(call: _Call, caches: Sequence[LoadedCache], decision: Decision) -> Iterable[tuple[str, object]]:
     """What runs where the schedule decided upon cannot take a call's layout, which only the call itself shows."""
     layouts = decision.variant.definition.layouts_refused
     if layouts is not None:
-        instead = decide(spec, problem, target, caches, refused=(decision.variant.schedule,))
+        instead = call.decide(caches, (decision.variant.schedule,))
         yield "otherwise", f"for {layouts}: {instead.variant.name} ({instead.kind}: {instead.reason})"
 
 
-def _steps(
-    spec: AttentionSpec, problem: Problem, target: Target, caches: Sequence[LoadedCache], decision: Decision
-) -> Iterable[tuple[str, object]]:
+def _steps(call: _Call, caches: Sequence[LoadedCache], decision: Decision) -> Iterable[tuple[str, object]]:
     """Each step of the look-up up to the one that decides."""
-    best = best_by_kind(candidates(spec, problem, target, caches))
+    best = call.best(caches)
     for source in Source:
         for kind in (DecisionKind.EXACT, DecisionKind.BUCKET, DecisionKind.NEAREST):
             match = best.get((source, kind))

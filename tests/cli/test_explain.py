@@ -145,3 +145,9 @@ def test_beside_a_decision_that_not_every_layout_gets_it_names_what_others_get(e
     _, said, _ = explain(*CALL)
     assert said["variant"].startswith("hopper/forward_d128_causal/")
     assert said["otherwise"].startswith("for tensors that TMA cannot address: portable/forward_d128_causal/")
+
+
+def test_a_deterministic_call_gets_the_twin_whose_sums_have_an_order(explain: Explain) -> None:
+    call = ("--shape", "2,16,4096,128", "--pass", "backward", "--target", "sm_90")
+    assert "ordered=False" in explain(*call)[1]["config"]
+    assert "ordered=True" in explain(*call, "--deterministic")[1]["config"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from attnforge.codegen.schedules.base import Choice, Config, Limits
-from attnforge.codegen.schedules.hopper.backward_chunks import is_wide
 from attnforge.codegen.schedules.hopper.backward_config import HopperBackwardConfig
 from attnforge.codegen.spec import AttentionSpec, DType
 
@@ -22,7 +21,7 @@ def backward_space(spec: AttentionSpec, dtype: DType, limits: Limits, quick: boo
 
 
 def backward_default(spec: AttentionSpec, dtype: DType, limits: Limits) -> Config:
-    """What is best or near it with and without a mask, on an H200 at S=4096; between the head dims measured, a guess."""
+    """What is best or near it on an H200, with and without a mask; between the head dims measured, a guess."""
     widest = max(spec.head_dim, spec.head_dim_v)
     return HopperBackwardConfig(
         block_m=128 if widest <= 64 else 64,
