@@ -22,9 +22,6 @@ from attnforge.codegen.schedules.hopper.backward_space import backward_default, 
 from attnforge.codegen.schedules.hopper.constraints import PRODUCER_REGISTERS, consumer_registers
 from attnforge.codegen.spec import AttentionSpec, Pass
 
-WIDEST = 256
-"""Of head dims: beyond it dk, dv and dq leave a warpgroup's threads too few registers for the rest."""
-
 
 def _context(spec: AttentionSpec, config: Config) -> Context:
     assert isinstance(config, HopperBackwardConfig)
@@ -61,8 +58,6 @@ def _ordered(config: Config) -> Config:
 def _supports(spec: AttentionSpec, limits: Limits) -> str | None:
     if limits.arch != "sm_90":
         return f"it is for sm_90, which {limits.arch} is not"
-    if max(spec.head_dim, spec.head_dim_v) > WIDEST:
-        return f"its registers hold dk and dv of head dims up to {WIDEST}, not {spec.head_dim} and {spec.head_dim_v}"
     if spec.head_dim <= WIDTHS[-1]:
         return f"its two warpgroups halve dq's columns, of which {spec.head_dim} are too few"
     return None

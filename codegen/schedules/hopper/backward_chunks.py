@@ -9,6 +9,9 @@ from attnforge.codegen.head_dims import Chunk, HeadDimSplit, split_head_dim
 from attnforge.codegen.spec import AttentionSpec
 
 WARPGROUPS = 2
+PADDED_BEYOND = 96
+"""Narrow head dims beyond it are padded to 128: of three chunks, as 112 = 64 + 32 + 16 has, Triton 3.9's ptxas serialises
+the products (C7512)."""
 WIDTHS = (64, 32, 16)
 """Of chunks: 128 bytes of fp16 are the widest rows that shared memory swizzles, 32 the narrowest."""
 
@@ -37,7 +40,8 @@ def v_chunks(spec: AttentionSpec) -> list[Chunk]:
     """The chunks of v's and dout's columns."""
     if is_wide(spec):
         return _in_order(shares(spec.head_dim_v))
-    return list(split_head_dim(spec.head_dim_v, HeadDimSplit.CHUNKS))
+    is_padded = spec.head_dim_v > PADDED_BEYOND
+    return list(split_head_dim(spec.head_dim_v, HeadDimSplit.PADDED if is_padded else HeadDimSplit.CHUNKS))
 
 
 def _in_order(own: tuple[tuple[Chunk, ...], ...]) -> list[Chunk]:
@@ -64,7 +68,7 @@ def _halves(head_dim: int) -> tuple[tuple[Chunk, ...], ...]:
 
     80 -> (32 + 16, 32): 48 and 32 columns. Chunks beyond three cost more wgmma groups than one may wait for.
     """
-    wanted = -(-head_dim // WIDTHS[-1]) * WIDTHS[-1]
+    wanted = 128 if head_dim > PADDED_BEYOND else -(-head_dim // WIDTHS[-1]) * WIDTHS[-1]
     shares = [share for share in _splits(wanted, len(WIDTHS)) if len(share) > 1] or [(wanted,)]
     best = min((_deal(share) for share in shares), key=lambda dealt: (max(map(sum, dealt)), sum(map(len, dealt))))
     return _placed(best, head_dim)
