@@ -61,13 +61,13 @@ def test_it_is_for_sm_90_and_equal_head_dims() -> None:
     assert "192 and 128" in (HOPPER.supports(a_spec(192, head_dim_v=128), SM_90) or "")
 
 
-def test_it_is_sm_90s_default_forward_where_it_was_measured_and_portable_comes_next() -> None:
+def test_it_is_sm_90s_default_where_it_was_measured_and_portable_comes_next() -> None:
     for head_dim in HEAD_DIMS:
-        for causal, dtype in product((False, True), (DType.FP16, DType.BF16)):
-            found = [schedule for schedule, _ in default_configs(a_spec(head_dim, causal), dtype, SM_90)]
+        for causal, dtype, pass_ in product((False, True), (DType.FP16, DType.BF16), Pass):
+            spec = replace(a_spec(head_dim, causal), pass_=pass_)
+            found = [schedule for schedule, _ in default_configs(spec, dtype, SM_90)]
             assert found == [Schedule.HOPPER, Schedule.PORTABLE][head_dim < 64 :]
-    backward = replace(a_spec(), pass_=Pass.BACKWARD)
-    for spec, dtype in ((a_spec(), DType.FP32), (a_spec(192, head_dim_v=128), DType.BF16), (backward, DType.BF16)):
+    for spec, dtype in ((a_spec(), DType.FP32), (a_spec(192, head_dim_v=128), DType.BF16)):
         assert default_config(spec, dtype, SM_90)[0] is Schedule.PORTABLE
     for limits in LIMITS:
         if limits.arch != "sm_90":
