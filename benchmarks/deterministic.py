@@ -3,8 +3,8 @@
     python benchmarks/deterministic.py --out benchmarks/results/deterministic.json
 
 bf16, 16384 tokens, 2048 hidden; head dims 64, 128 and 256, sequence lengths 1024, 4096 and 16384, causal and not.
-Prints the share of the plain backward's speed that is left, and checks that gradients repeat bitwise; exits 1 where they
-do not.
+Prints the share of the plain backward's speed that is left, and whether gradients repeat bitwise; exits 1 where they do
+not.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from attnforge.codegen.spec import AttentionSpec
 
 WARPGROUPS = 2
 PADDED_BEYOND = 96
-"""Narrow head dims beyond it are padded to 128: of three chunks, as 112 = 64 + 32 + 16 has, Triton 3.9's ptxas serialises
-the products (C7512)."""
+"""Narrow head dims beyond it are padded to 128: three chunks, as of 112 = 64 + 32 + 16, Triton 3.9's ptxas serialises
+(C7512)."""
 WIDTHS = (64, 32, 16)
 """Of chunks: 128 bytes of fp16 are the widest rows that shared memory swizzles, 32 the narrowest."""
 
