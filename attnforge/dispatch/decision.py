@@ -104,7 +104,9 @@ def decide(
     found = candidates(spec, problem, target, caches, excluded, refused, deterministic=deterministic)
     if found:
         decision = min(found, key=_rank).to_decision()
-        return replace(decision, variant=_served(decision.variant, deterministic))
+        served = _served(decision.variant, deterministic)
+        twin = "" if served == decision.variant else "; its twin that repeats to the bit, which was not measured"
+        return replace(decision, variant=served, reason=decision.reason + twin)
     without = f", {' and '.join(refused)} aside" if refused else ""
     reason = f"nothing usable is tuned for {spec.name} on {target.slug}{without}: the default config"
     default = _default(spec, problem, target, excluded, refused, deterministic)

@@ -88,6 +88,7 @@ def test_ordered_sums_of_dq_repeat_bitwise(causal: bool, resident: int, changed:
     assert orders_of_sums(text_of(spec, ordered=True, **changed), spec, resident) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads_together", [1, 2, 4])
 def test_ordered_programs_of_some_heads_at_a_time(heads_together: int) -> None:
     """Of 6 heads: with 4 of them together the last are fewer."""
@@ -194,6 +195,7 @@ ORDER_FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_m", [64, 128])
 @pytest.mark.parametrize("fault", ORDER_FAULTS)
 def test_a_fault_of_the_order_is_noticed(fault: str, block_m: int) -> None:

@@ -53,6 +53,7 @@ def test_stages_and_groups(stages: int, ordered: bool, heads: tuple[int, int]) -
     assert run(text_of(spec, WIDE_CONFIG, stages=stages, ordered=ordered), spec, (300, 200), *heads) < ALLOWED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_passes_the_tuners_accuracy_gate(causal: bool) -> None:
     spec = a_spec(136, causal)
@@ -72,6 +73,7 @@ def test_any_order_of_events_gives_the_same(seed: int, ordered: bool) -> None:
     assert run(text, spec, (400, 300), seed=seed, resident=1 + 2 * seed) < ALLOWED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [1, 3, 16])
 @pytest.mark.parametrize("causal", [False, True])
 def test_ordered_sums_of_dq_repeat_bitwise(causal: bool, resident: int) -> None:
@@ -79,6 +81,7 @@ def test_ordered_sums_of_dq_repeat_bitwise(causal: bool, resident: int) -> None:
     assert orders_of_sums(text_of(spec, WIDE_CONFIG, ordered=True), spec, resident) == 1
 
 
+@pytest.mark.slow
 def test_sums_of_dq_in_no_order_are_told_apart() -> None:
     spec = a_spec(136)
     assert orders_of_sums(text_of(spec, WIDE_CONFIG), spec, resident=3) > 1
@@ -146,6 +149,7 @@ ORDER_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ORDER_FAULTS)
 def test_a_fault_of_the_order_is_noticed(fault: str) -> None:
     spec = a_spec(136)

@@ -29,7 +29,7 @@ def script(tmp_path: Path) -> Script:
     return Script(str(tmp_path))
 
 
-WIDE_BACKWARD = replace(BACKWARD_SPEC, head_dim=256, head_dim_v=256)
+NARROW_BACKWARD = replace(BACKWARD_SPEC, head_dim=16, head_dim_v=16)
 
 
 def spaces_of(head_dim: int = 256, quick: bool = True):
@@ -54,9 +54,9 @@ def test_what_the_user_did_not_name_is_left_out_and_what_cannot_be_is_refused() 
     assert offer(FORWARD_SPEC, DType.BF16, SM_90, wanted=[Schedule.HOPPER]).refused == {
         Schedule.PORTABLE: "it was not asked for"
     }
-    nothing = offer(WIDE_BACKWARD, DType.BF16, SM_90, wanted=[Schedule.HOPPER])
+    nothing = offer(NARROW_BACKWARD, DType.BF16, SM_90, wanted=[Schedule.HOPPER])
     assert not nothing.spaces
-    assert "head dims up to 128" in nothing.refused[Schedule.HOPPER]
+    assert "of which 16 are too few" in nothing.refused[Schedule.HOPPER]
 
 
 @pytest.mark.parametrize("name", StrategyName)
@@ -155,9 +155,9 @@ def in_office(script: Script) -> Decision:
 
 
 def test_a_schedule_that_the_target_has_not_is_said_and_nothing_is_tried(script: Script) -> None:
-    (result,) = run(session_of(script, [task(WIDE_BACKWARD)], schedules=(Schedule.HOPPER,)))
+    (result,) = run(session_of(script, [task(NARROW_BACKWARD)], schedules=(Schedule.HOPPER,)))
     assert [each.verdict for each in result.problems] == [Verdict.NOTHING_VALID]
-    assert "head dims up to 128" in result.problems[0].reason
+    assert "of which 16 are too few" in result.problems[0].reason
     assert not measured(script)
 
 

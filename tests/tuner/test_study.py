@@ -12,7 +12,7 @@ from attnforge.codegen import (
     Schedule,
     TemplateSet,
     Variant,
-    default_config,
+    default_configs,
     schedule_of,
 )
 from attnforge.compilation import Failure, FailureKind
@@ -25,7 +25,7 @@ from attnforge.tuner.task import self_attention
 TARGET = Target.for_arch("sm_90")
 VERSIONS = Versions(triton="3.6.0", torch="2.11.0")
 SPEC = AttentionSpec(pass_=Pass.BACKWARD, head_dim=80, head_dim_v=80, causal=True)
-VARIANT = Variant(SPEC, *default_config(SPEC, DType.BF16, TARGET.limits))
+VARIANT = Variant(SPEC, *default_configs(SPEC, DType.BF16, TARGET.limits)[-1])
 OTHER = replace(VARIANT, config=replace(VARIANT.config, head_dim_split=HeadDimSplit.PADDED, dq_num_warps=4))
 PROBLEM = self_attention(80, 1024, DType.BF16)
 MEASUREMENT = Measurement({"delta": 0.01, "dkdv": 1.5, "dq": 1.25}, runs=9, stopped_early=True)

@@ -12,7 +12,10 @@ from attnforge.codegen.schedules.hopper.constraints import consumer_registers
 from attnforge.codegen.spec import AttentionSpec, DType
 
 ADDRESSES = 16
-"""Registers that a warpgroup's thread wants beside its tiles: with 224 of them kernels spill up to 144 bytes."""
+"""Registers that a warpgroup's thread wants beside its tiles, under Triton 3.6.
+
+3.9's ptxas serialises (C7512) some with K and V in registers that this admits, which the tuner finds slow.
+"""
 WIDEST_OF_128_QUERIES = 128
 """Columns of q and v together: beside scores and dp of 128 queries head dim 80 spills 588 to 984 bytes."""
 
