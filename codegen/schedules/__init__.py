@@ -34,8 +34,8 @@ def preferred_schedule(spec: AttentionSpec, dtype: DType, limits: Limits) -> Sch
     """The schedule whose default config is the fastest on a target, as far as that was measured.
 
     It need not be able to do the spec: where it cannot, portable is the default. On an H200 hopper's forward is 1.1 to
-    1.6 times as fast as portable's at head dims 64, 128 and 256, its backward 1.07 to 1.44 times as fast as cuDNN's, and
-    portable's less than that (docs/hopper.md); below 64 neither was measured.
+    1.6 times as fast as portable's at head dims 64, 128 and 256, its backward 1.07 to 1.44 times as fast as cuDNN's,
+    portable's less (docs/hopper.md); below 64 neither was measured.
     """
     if limits.arch == "sm_90" and spec.head_dim >= 64:
         return Schedule.HOPPER
