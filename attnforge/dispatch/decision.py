@@ -27,7 +27,8 @@ LEAST_OPERATIONS = {Schedule.HOPPER: 4e9}
 """Floating-point operations of a problem below which a schedule's launches cost the host more than its kernels save.
 
 On H200 machines a held launch of hopper's forward, which encodes four TMA descriptors, took the host 13.3 to 14.5 us
-(SDPA's call 17) and portable's 6.2 (SDPA's 12); portable's kernel does 4e9 operations in 10 us.
+(SDPA's call 17) and portable's 6.2 (SDPA's 12); portable's kernel does 4e9 operations in 10 us. Its backward encodes 7
+to 25: what that takes was not measured.
 """
 
 
@@ -104,9 +105,9 @@ def decide(
     found = candidates(spec, problem, target, caches, excluded, refused, deterministic=deterministic)
     if found:
         decision = min(found, key=_rank).to_decision()
-        served = _served(decision.variant, deterministic)
-        twin = "" if served == decision.variant else "; its twin that repeats to the bit, which was not measured"
-        return replace(decision, variant=served, reason=decision.reason + twin)
+        variant = served(decision.variant, deterministic)
+        twin = "" if variant == decision.variant else "; its twin that repeats to the bit, which was not measured"
+        return replace(decision, variant=variant, reason=decision.reason + twin)
     without = f", {' and '.join(refused)} aside" if refused else ""
     reason = f"nothing usable is tuned for {spec.name} on {target.slug}{without}: the default config"
     default = _default(spec, problem, target, excluded, refused, deterministic)
@@ -129,7 +130,7 @@ def candidates(
     found = [
         match
         for match in matches(spec, problem, caches)
-        if _served(match.entry.variant, deterministic) not in excluded
+        if served(match.entry.variant, deterministic) not in excluded
         and match.entry.schedule not in refused
         and (match.kind is DecisionKind.EXACT or match.entry.schedule not in too_small_for)
         and (match.entry.variant.deterministic.is_deterministic or not deterministic)
@@ -141,7 +142,8 @@ def candidates(
     return [match for match in found if match.entry.schedule is newest[_contest(match)].schedule]
 
 
-def _served(variant: Variant, deterministic: bool) -> Variant:
+def served(variant: Variant, deterministic: bool) -> Variant:
+    """What a call gets where this was chosen: with ``deterministic`` its twin, which repeats to the bit."""
     return variant.deterministic if deterministic else variant
 
 
@@ -160,7 +162,7 @@ def _default(
 ) -> Variant:
     """The first default variant that nothing speaks against, or else the last, portable's."""
     defaults = [
-        _served(Variant(spec, *default), deterministic)
+        served(Variant(spec, *default), deterministic)
         for default in default_configs(spec, problem.dtype, target.limits)
     ]
     passed_over = {*refused, *_slow_to_launch(spec, problem)}

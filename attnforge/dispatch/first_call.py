@@ -12,7 +12,7 @@ from triton.compiler import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from attnforge.codegen import AttentionSpec, Schedule
-from attnforge.dispatch.decision import Decision, DecisionKind, decide, smaller_defaults
+from attnforge.dispatch.decision import Decision, DecisionKind, decide, served, smaller_defaults
 from attnforge.dispatch.errors import KernelFallbackWarning, NoWorkingConfigError, PlanRefusedError
 from attnforge.dispatch.launch import InterpretedLaunch, Launch, Output, Tensors, first_launch
 from attnforge.dispatch.surroundings import Surroundings
@@ -88,7 +88,7 @@ def _decisions(call: Call, surroundings: Surroundings, refused: Collection[Sched
         if decision.variant not in failed and decision.variant.schedule not in refused:
             yield decision
     for default in smaller_defaults(call.spec, call.problem.dtype, target.limits):
-        variant = default.deterministic if call.deterministic else default
+        variant = served(default, call.deterministic)
         repeats = variant.is_deterministic or not call.deterministic
         if variant not in failed and variant.schedule not in refused and repeats:
             yield Decision(variant, DecisionKind.DEFAULT, "what was preferred does not run: a smaller default")
