@@ -25,7 +25,7 @@ END = "<!-- /speed -->"
 
 def newest_run() -> tuple[Path, Results]:
     """The committed run that was made last, and where it is."""
-    runs = [(path, read_results(path)) for path in sorted((ROOT / "benchmarks" / "results").rglob("*.json"))]
+    runs = [(path, read_results(path)) for path in sorted((ROOT / "benchmarks" / "results").rglob("results.json"))]
     return max(runs, key=lambda run: run[1].created)
 
 
