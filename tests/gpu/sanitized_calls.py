@@ -1,6 +1,6 @@
 """Small calls of the hopper kernels, with tails and grouped heads, to be run under compute-sanitizer:
 
-compute-sanitizer --tool memcheck --kernel-regex kns=ward_kernel python -m tests.gpu.sanitized_calls
+compute-sanitizer --tool memcheck --kernel-regex kns=_kernel python -m tests.gpu.sanitized_calls
 """
 
 from itertools import product
