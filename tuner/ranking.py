@@ -1,11 +1,12 @@
-"""Which configs a search tries first: those that the static model takes for the fastest, before anything is known."""
+"""Which configs a search tries first, before anything is known: those that the static model takes for the fastest, or
+where it knows nothing, those beside the default."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from attnforge.codegen import Config, Schedule
+from attnforge.codegen import Config, Schedule, fields_of
 from attnforge.codegen.schedules.base import Choice
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
@@ -49,6 +50,24 @@ class RankedStart:
     def tell(self, config: Config, outcome: Measurement | Failure) -> None:
         """Passed on."""
         self._then.tell(config, outcome)
+
+
+def one_field_away(space: SearchSpace) -> Iterator[Config]:
+    """For every other choice of a field the config that differs least from the default; fields of most choices first.
+
+    For schedules that no static model knows. The defaults of hopper are near their best but for a field or two: on
+    its recorded sweep the mean regret after 8 trials is 0.6 % instead of TPE's 1.6 (tests/tuner/replay_hopper.py).
+    """
+    default = fields_of(space.default)
+
+    def distance(config: Config) -> int:
+        return sum(value != default[field] for field, value in fields_of(config).items())
+
+    for field in sorted(space.choices, key=lambda field: -len(space.choices[field])):
+        for choice in space.choices[field]:
+            having = [config for config in space.configs if getattr(config, field) == choice]
+            if choice != default[field] and having:
+                yield min(having, key=distance)
 
 
 def predictor(space: SearchSpace, problem: Problem, target: Target) -> Predict | None:

@@ -98,7 +98,10 @@ class SpecSearch:
     @property
     def is_complete(self) -> bool:
         """Whether there is nothing left to propose, because earlier runs did it all."""
-        return not self._queue and self.finished >= self.trials
+        if self._queue:
+            return False
+        spent = all(strategy.is_spent(self._finished) for strategy in self._strategies.values())
+        return spent or self.finished >= self.trials
 
     def propose(self) -> Variant | None:
         """What to try next, claimed, and never the same twice; None when the trials are spent or the space is."""
@@ -185,7 +188,9 @@ class SpecSearch:
         tried = tried.union(*(study.elsewhere for study in self.studies.values()))
         if len(tried) >= self.trials:
             return None
-        return next(self._turns).propose(tried)
+        # One problem may have given up a schedule that another has not.
+        proposals = (next(self._turns).propose(tried) for _ in self._strategies)
+        return next((variant for variant in proposals if variant is not None), None)
 
     def _is_under_way(self, variant: Variant) -> bool:
         return any(variant in study.claimed or variant in study.elsewhere for study in self.studies.values())

@@ -10,7 +10,7 @@ from typing import Protocol
 from attnforge.codegen import Config
 from attnforge.compilation import Failure
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.ranking import Predict, RankedStart, ranked
+from attnforge.tuner.ranking import Predict, RankedStart, one_field_away, ranked
 from attnforge.tuner.sampler import TpeSampler
 from attnforge.tuner.search_space import SearchSpace
 
@@ -29,7 +29,8 @@ class StrategyName(StrEnum):
     """The strategies to choose from."""
 
     TPE = "tpe"
-    """Begins with what the static model ranks first, then learns from what was measured; see ranking.py, sampler.py."""
+    """Begins with what the static model ranks first or what is beside the default, then learns from what was measured;
+    see ranking.py, sampler.py."""
     RANDOM = "random"
     EXHAUSTIVE = "exhaustive"
     """Every config, in the space's order."""
@@ -60,7 +61,7 @@ def strategy_of(name: StrategyName, space: SearchSpace, seed: int, cost: Predict
     match name:
         case StrategyName.TPE:
             sampler = TpeSampler(space, seed)
-            return sampler if cost is None else RankedStart(ranked(space, cost), sampler)
+            return RankedStart(one_field_away(space) if cost is None else ranked(space, cost), sampler)
         case StrategyName.RANDOM:
             return FixedOrder(space, seed)
         case StrategyName.EXHAUSTIVE:

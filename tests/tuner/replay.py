@@ -25,6 +25,7 @@ from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Problem
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.ranking import predictor
+from attnforge.tuner.sampler import TpeSampler
 from attnforge.tuner.search_space import SearchSpace, values_of
 from attnforge.tuner.strategy import Strategy, StrategyName, strategy_of
 from tests.tuner.sweep import H200, Sweep, sweeps
@@ -77,7 +78,7 @@ Maker = Callable[[SweptSpace, int], Strategy]
 """A strategy for a space and a seed."""
 STRATEGIES: dict[str, Maker] = {
     "ranked tpe": lambda space, seed: strategy_of(StrategyName.TPE, space, seed, predictor(space, space.problem, H200)),
-    "tpe": lambda space, seed: strategy_of(StrategyName.TPE, space, seed),
+    "tpe": TpeSampler,
     "random": lambda space, seed: strategy_of(StrategyName.RANDOM, space, seed),
 }
 """What attnforge tune does, that without the static model, and what both must beat."""

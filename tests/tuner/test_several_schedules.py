@@ -13,6 +13,7 @@ from attnforge.settings import Settings
 from attnforge.tuner.joint_strategy import JointStrategy
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.offer import offer
+from attnforge.tuner.ranking import RANKED_TRIALS
 from attnforge.tuner.result import Verdict
 from attnforge.tuner.strategy import StrategyName
 from tests.tuner.fake_device import HOPPER_BEST, TARGET, Script
@@ -75,6 +76,22 @@ def test_each_strategy_proposes_every_variant_of_every_schedule_once(name: Strat
     assert len(found) == len(every)
     assert set(found) == every
     assert proposed(3) == found
+
+
+@pytest.mark.parametrize(("times", "is_given_up"), [(2.0, True), (1.1, False)])
+def test_a_schedule_that_is_hopelessly_behind_is_given_up(times: float, is_given_up: bool) -> None:
+    """And the search of it ends before its space does; one that is near stays."""
+    spaces = spaces_of(128)
+    strategy, known = JointStrategy(StrategyName.TPE, spaces, 0), list[Variant]()
+    while (variant := strategy.propose(known)) is not None:
+        assert not strategy.is_spent(known)
+        known.append(variant)
+        ms = times if variant.schedule is Schedule.PORTABLE else 1.0
+        strategy.tell(variant, Measurement({"forward": ms}, runs=1))
+    tried = [variant for variant in known if variant.schedule is Schedule.PORTABLE]
+    assert strategy.is_spent(known)
+    assert (len(tried) == RANKED_TRIALS) is is_given_up
+    assert set(spaces[Schedule.HOPPER].variants) <= set(known)
 
 
 @pytest.mark.parametrize("faster", BOTH)

@@ -2,9 +2,9 @@
 
     head dims   q/k 32 as 32, v/out 32 as 32
     mask        none
-    config      block_m=128, stages=4, ping_pong=True, kv_in_registers=True, ordered=False
+    config      block_m=128, stages=3, ping_pong=True, kv_in_registers=True, ordered=False
 
-Variant   hopper/backward_d32_full/m128_s4_pingpong_kvreg
+Variant   hopper/backward_d32_full/m128_s3_pingpong_kvreg
 Template  hopper_backward.py.jinja, digest 1a7c5ede1714ac79
 Command   attnforge generate --head-dim 32 --pass backward --no-causal
 
@@ -55,7 +55,7 @@ BLOCK_N = gl.constexpr(128)
 KEYS = gl.constexpr(64)  # of a tile of k, v, dk or dv
 ROWS = gl.constexpr(64)  # of a tile of dq in the workspace
 COLUMNS = gl.constexpr(32)  # of dq in the workspace
-STAGES = gl.constexpr(4)
+STAGES = gl.constexpr(3)
 WARPGROUPS = gl.constexpr(2)
 LOG2_E = gl.constexpr(1.4426950408889634)
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))
