@@ -43,7 +43,7 @@ def attention(
             dim is not contiguous is copied first.
         causal: a query sees only keys up to its own position, aligned bottom-right: the last query sees the last key.
         softmax_scale: a finite number above 0; None is head_dim ** -0.5.
-        deterministic: gradients that repeat bitwise. Without it a backward may add up dq in any order, up to a seventh
+        deterministic: gradients that repeat bitwise. Without it a backward may add up dq in any order, up to a sixth
             faster; all else repeats bitwise anyway.
         return_lse: give the log-sum-exp of the scaled scores too; no gradient flows through it.
 

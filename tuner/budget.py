@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 COMPARISON_SHARE = 0.45
 """Of a spec's time, kept for what follows its search: recombined configs, comparisons, the whole accuracy gate. On an
-H200 they take 6 s of the 12 that a spec has of the GPU in a tune of everything; with 0.15 the last third of the specs
-got a single trial."""
+H200 they take about 6 s of the 12 that a spec has of the GPU in a tune of everything."""
 
 
 class Budget:
