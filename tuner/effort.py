@@ -28,7 +28,7 @@ class Effort:
     """Compiler processes."""
     schedules: tuple[Schedule, ...] = ()
     """Which to search; empty for every one that can do a spec on the target."""
-    strategy: StrategyName = StrategyName.TPE
+    strategy: StrategyName = StrategyName.GAUSSIAN
     """What proposes the configs."""
     seed: int = 0
     """Of the proposals and of the order of comparisons."""

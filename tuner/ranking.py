@@ -3,20 +3,14 @@ where it knows nothing, those beside the default."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
 
 from attnforge.codegen import Config, Schedule, fields_of
 from attnforge.codegen.schedules.base import Choice
-from attnforge.compilation import Failure
 from attnforge.problem import Problem
 from attnforge.target import Target
-from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.search_space import SearchSpace, values_of
 from attnforge.tuner.static_model import predict
-
-if TYPE_CHECKING:
-    from attnforge.tuner.strategy import Strategy
 
 RANKED_TRIALS = 8
 """Of a search. After so many the best of the recorded sweep is found to within 1 %, in the mean over its problems; what
@@ -27,36 +21,11 @@ Predict = Callable[[Config], Mapping[str, float]]
 """The cost of each kernel of a config, in any unit: less is better."""
 
 
-class RankedStart:
-    """A strategy whose first proposals are a ranking's."""
-
-    def __init__(self, ranked: Iterator[Config], then: Strategy, proposals: int = RANKED_TRIALS) -> None:
-        """``then`` hears of every outcome, and proposes when ``ranked`` has been asked ``proposals`` times."""
-        self._ranked = ranked
-        self._left = proposals
-        self._then = then
-
-    def propose(self, known: Container[Config]) -> Config | None:
-        """The next of the ranking that is not among ``known``, or what the other strategy says."""
-        while self._left > 0:
-            config = next(self._ranked, None)
-            if config is None:
-                self._left = 0
-            elif config not in known:
-                self._left -= 1
-                return config
-        return self._then.propose(known)
-
-    def tell(self, config: Config, outcome: Measurement | Failure) -> None:
-        """Passed on."""
-        self._then.tell(config, outcome)
-
-
 def one_field_away(space: SearchSpace) -> Iterator[Config]:
     """For every other choice of a field the config that differs least from the default; fields of most choices first.
 
-    For schedules that no static model knows. The defaults of hopper are near their best but for a field or two: on
-    its recorded sweep the mean regret after 8 trials is 0.6 % instead of TPE's 1.6 (tests/tuner/replay_hopper.py).
+    For schedules that no static model knows. The defaults of hopper are near their best but for a field or two, and a
+    Gaussian process that knows what each choice does alone guesses well what they do together.
     """
     default = fields_of(space.default)
 

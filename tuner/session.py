@@ -33,9 +33,6 @@ SPECS_AT_ONCE = 3
 """A search learns from trial to trial, so it cannot keep many compilers busy by itself; several searches can.
 With more devices than this, as many as there are devices."""
 
-LANES_PER_WORKER = 1.5
-"""Configs under way for each compiler, or each device where these are more: a few wait, so that none of them does."""
-
 
 @dataclass
 class Session:
@@ -92,7 +89,7 @@ class Session:
             caches=self.keeper.load(identity.target),
             progress=self.progress,
             effort=self.effort,
-            lanes=max(2, ceil(LANES_PER_WORKER * max(self.effort.jobs, len(comparers)) / at_once)),
+            lanes=max(2, ceil(max(self.effort.jobs, len(comparers)) / at_once)),
         )
 
     async def _tune(self, resources: Resources) -> None:

@@ -10,17 +10,17 @@ from types import MappingProxyType
 from attnforge.codegen import AttentionSpec, Schedule, Variant
 from attnforge.compilation import Failure
 from attnforge.problem import Problem
-from attnforge.tuner.joint_strategy import JointStrategy
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.ranking import Predict
 from attnforge.tuner.recombination import recombined
 from attnforge.tuner.search_space import SearchSpace
-from attnforge.tuner.strategy import StrategyName
+from attnforge.tuner.strategy import StrategyName, strategy_of
 from attnforge.tuner.study import Study
 from attnforge.tuner.trial import Outcome
 
-FINALISTS = 3
-"""Of each problem's search, beside the default and the config in office."""
+FINALISTS, NEAR = 3, 1.05
+"""Of each problem's search, beside the default and the config in office: at most so many, and none that took more than
+so many times as long as the fastest. Medians of one worker are right to 1 or 2 %."""
 
 
 class SpecSearch:
@@ -37,7 +37,7 @@ class SpecSearch:
         first: Sequence[Variant],
         trials: int,
         seed: int,
-        strategy: StrategyName = StrategyName.TPE,
+        strategy: StrategyName = StrategyName.GAUSSIAN,
         costs: Mapping[Problem, Mapping[Schedule, Predict]] = MappingProxyType({}),
     ) -> None:
         """
@@ -57,7 +57,7 @@ class SpecSearch:
         self.default = first[0]
         self.trials = min(trials, len({*(v for space in spaces.values() for v in space.variants), *first}))
         self._strategies = {
-            problem: JointStrategy(strategy, spaces, seed + i, costs.get(problem, {}))
+            problem: strategy_of(strategy, spaces, seed + i, costs.get(problem, {}))
             for i, problem in enumerate(studies)
         }
         self._turns = cycle(self._strategies.values())
@@ -100,7 +100,7 @@ class SpecSearch:
         """Whether there is nothing left to propose, because earlier runs did it all."""
         if self._queue:
             return False
-        spent = all(strategy.is_spent(self._finished) for strategy in self._strategies.values())
+        spent = all(strategy.propose(self._finished) is None for strategy in self._strategies.values())
         return spent or self.finished >= self.trials
 
     def propose(self) -> Variant | None:
@@ -121,6 +121,11 @@ class SpecSearch:
     def to_try(self, variant: Variant) -> tuple[Problem, ...]:
         """The problems that this tuner has claimed a config on, and not finished it."""
         return tuple(problem for problem, study in self.studies.items() if variant in study.claimed)
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether this tuner has claimed something that it has not finished."""
+        return any(study.claimed for study in self.studies.values())
 
     def waits_for_others(self) -> bool:
         """Whether other tuners still try something. Reads what they have found, and queues what the dead have left."""
@@ -176,8 +181,9 @@ class SpecSearch:
         """
         measured = self.measured(problem)
         standing = [variant for variant in (in_office, self.default) if variant in measured]
-        fastest = [variant for variant in measured if variant.schedule in self.spaces]
-        return list(dict.fromkeys([*standing, *fastest[:FINALISTS]]))
+        fastest = [variant for variant in measured if variant.schedule in self.spaces][:FINALISTS]
+        near = [each for each in fastest if measured[each].total_ms <= NEAR * measured[fastest[0]].total_ms]
+        return list(dict.fromkeys([*standing, *near]))
 
     def _next(self) -> Variant | None:
         while self._queue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -58,7 +59,9 @@ class Resources:
     progress: TuneProgress
     effort: Effort
     lanes: int
-    """Configs of one spec that are under way at a time: a few more than its share of the compilers."""
+    """Configs of one spec that are under way at a time: its share of the compilers, or of the devices where these are
+    more. With more no worker would ever wait, but proposals know less: eight under way take 19 trials to where five
+    take 16 (tests/tuner/replay_tune.py)."""
 
 
 class SpecTuner:
@@ -74,6 +77,7 @@ class SpecTuner:
         self.offer = offer(spec, dtype, target.limits, effort.quick, effort.schedules)
         self._gated: dict[Variant, Accurate | Failure] = {}
         self._noisy: set[Problem] = set()
+        self._has_result = asyncio.Event()
         self._in_office = {problem: decide(spec, problem, target, resources.caches) for problem in task.problems}
         first = [
             Variant(spec, *default_config(spec, dtype, target.limits)),
@@ -127,10 +131,15 @@ class SpecTuner:
             variant = self.search.propose()
             if variant is not None:
                 await self._try(variant)
-            elif not self.search.waits_for_others():
-                return
+            elif self.search.is_trying or self.search.waits_for_others():
+                await self._next_result()
             else:
-                await asyncio.sleep(POLL_S)
+                return
+
+    async def _next_result(self) -> None:
+        """Wait for the next of this tuner's results, after which something may be worth trying, or POLL_S."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._has_result.wait(), POLL_S)
 
     async def _others(self, has_time: Callable[[], bool]) -> None:
         """Wait for what other tuners still try: it may be the best."""
@@ -147,6 +156,8 @@ class SpecTuner:
                 outcome = await self._resources.devices.measure(Measure(VariantData.of(variant), problem, best_ms))
             self.search.record(variant, problem, outcome)
             self._resources.progress.tried(self.search)
+        self._has_result.set()
+        self._has_result = asyncio.Event()
 
     async def _compile(self, variant: Variant, problems: Iterable[Problem]) -> CompileReport | Failure:
         """Compile what the problems will launch, each different kernel once; the first failure, if any."""

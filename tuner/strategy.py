@@ -3,66 +3,75 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Container
+from collections.abc import Collection, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Protocol
 
-from attnforge.codegen import Config
+from attnforge.codegen import Schedule, Variant
 from attnforge.compilation import Failure
+from attnforge.tuner.gaussian_strategy import GaussianStrategy
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.ranking import Predict, RankedStart, one_field_away, ranked
-from attnforge.tuner.sampler import TpeSampler
+from attnforge.tuner.ranking import Predict
 from attnforge.tuner.search_space import SearchSpace
 
 
 class Strategy(Protocol):
-    """Proposes configs of one search space, and hears what came of them."""
+    """Proposes variants of one spec, of whatever schedule, and hears what came of them on one problem."""
 
-    def propose(self, known: Container[Config]) -> Config | None:
-        """A config of the space that is not among ``known``; None when there is no other left."""
+    def propose(self, known: Collection[Variant]) -> Variant | None:
+        """A variant that is not among ``known``; None when there is no other left that is worth trying."""
 
-    def tell(self, config: Config, outcome: Measurement | Failure) -> None:
-        """What came of a config, whoever proposed it."""
+    def tell(self, variant: Variant, outcome: Measurement | Failure) -> None:
+        """What came of a variant, whoever proposed it."""
 
 
 class StrategyName(StrEnum):
     """The strategies to choose from."""
 
-    TPE = "tpe"
-    """Begins with what the static model ranks first or what is beside the default, then learns from what was measured;
-    see ranking.py, sampler.py."""
+    GAUSSIAN = "gaussian"
+    """Learns from what was measured, and ends when nothing promises to be faster; see gaussian_strategy.py."""
     RANDOM = "random"
+    """Any config of any schedule is as likely as any other."""
     EXHAUSTIVE = "exhaustive"
-    """Every config, in the space's order."""
+    """Every config, one schedule after another."""
 
 
 class FixedOrder:
-    """The configs of a space in an order that results do not change."""
+    """The configs of spaces in an order that results do not change."""
 
-    def __init__(self, space: SearchSpace, seed: int | None) -> None:
-        """``seed`` shuffles them; None leaves them in the space's order."""
-        self._configs = list(space.configs)
+    def __init__(self, spaces: Mapping[Schedule, SearchSpace], seed: int | None) -> None:
+        """``seed`` shuffles them; None leaves them in the spaces' order."""
+        self._variants = [variant for space in spaces.values() for variant in space.variants]
         if seed is not None:
-            random.Random(seed).shuffle(self._configs)
+            random.Random(seed).shuffle(self._variants)
 
-    def propose(self, known: Container[Config]) -> Config | None:
+    def propose(self, known: Collection[Variant]) -> Variant | None:
         """The first that is not among ``known``."""
-        return next((config for config in self._configs if config not in known), None)
+        return next((variant for variant in self._variants if variant not in known), None)
 
-    def tell(self, config: Config, outcome: Measurement | Failure) -> None:
+    def tell(self, variant: Variant, outcome: Measurement | Failure) -> None:
         """Nothing is learnt."""
 
 
-def strategy_of(name: StrategyName, space: SearchSpace, seed: int, cost: Predict | None = None) -> Strategy:
+def strategy_of(
+    name: StrategyName,
+    spaces: Mapping[Schedule, SearchSpace],
+    seed: int,
+    costs: Mapping[Schedule, Predict] = MappingProxyType({}),
+) -> Strategy:
     """The strategy of a name. Equal seeds propose the same after the same results.
 
-    ``cost`` is what is expected of configs before any was measured; only TPE takes it into account.
+    Args:
+        name: which.
+        spaces: what may be tried, by schedule.
+        seed: of a random order; the others have none.
+        costs: what is expected of configs before any was measured, by schedule; the Gaussian process begins with it.
     """
     match name:
-        case StrategyName.TPE:
-            sampler = TpeSampler(space, seed)
-            return RankedStart(one_field_away(space) if cost is None else ranked(space, cost), sampler)
+        case StrategyName.GAUSSIAN:
+            return GaussianStrategy(spaces, costs)
         case StrategyName.RANDOM:
-            return FixedOrder(space, seed)
+            return FixedOrder(spaces, seed)
         case StrategyName.EXHAUSTIVE:
-            return FixedOrder(space, None)
+            return FixedOrder(spaces, None)

@@ -44,7 +44,7 @@ SEQLENS = (1024, 4096, 16384)
 QUICK_SEQLENS = (4096,)
 QUICK_HEAD_DIMS = (128, 64)
 """What --target --quick predicts: the common ones."""
-TRIALS, QUICK_TRIALS = 24, 10
+TRIALS, QUICK_TRIALS = 32, 10
 BUDGET_S, QUICK_BUDGET_S = 7 * 60.0, 3 * 60.0
 COMPILATIONS, QUICK_COMPILATIONS = 16, 5
 COMPILE_DEADLINE_S = 60.0
@@ -83,7 +83,12 @@ QuickOption = Annotated[
     ),
 ]
 TrialsOption = Annotated[
-    int | None, typer.Option("--trials", min=1, help="Configs to try for each kernel, earlier runs' included. 24.")
+    int | None,
+    typer.Option(
+        "--trials",
+        min=1,
+        help="Configs to try for each kernel, earlier runs' included, unless nothing promises more before. 32.",
+    ),
 ]
 BudgetOption = Annotated[
     float | None,
@@ -105,8 +110,8 @@ StrategyOption = Annotated[
     StrategyName,
     typer.Option(
         "--strategy",
-        help="What proposes configs: tpe learns from what was measured; random; or exhaustive, which tries every config"
-        " unless --trials or --budget ends it.",
+        help="What proposes configs: gaussian learns from what was measured, and ends when nothing promises to be"
+        " faster; random; or exhaustive, which tries every config unless --trials or --budget ends it.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the proposals.")]
@@ -147,7 +152,7 @@ def tune(
     budget: BudgetOption = None,
     jobs: JobsOption = None,
     schedule: ScheduleOption = None,
-    strategy: StrategyOption = StrategyName.TPE,
+    strategy: StrategyOption = StrategyName.GAUSSIAN,
     seed: SeedOption = 0,
     fresh: FreshOption = False,
     storage: StorageOption = None,
@@ -191,7 +196,7 @@ def tune(
     if target is None:
         _measure(todo, effort, fresh, storage, settings, console)
         return
-    if fresh or budget or schedule or storage or strategy is not StrategyName.TPE:
+    if fresh or budget or schedule or storage or strategy is not StrategyName.GAUSSIAN:
         options = "--fresh, --budget, --schedule, --storage and --strategy"
         raise SelectionError(f"{options} are about measuring: leave them out with --target")
     compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)

@@ -1,135 +1,135 @@
-"""Searches the committed sweep of the portable schedule, not a GPU: ``python -m tests.tuner.replay [--plot FILE]``.
+"""Searches the committed sweeps of an H200 instead of a GPU: ``python -m tests.tuner.replay [--plot FILE]``.
 
 Prints for every strategy by how much the best found is slower than the sweep's best, after so many trials and after a
-tenth of those that an exhaustive search takes: the median over problems and seeds, the mean and the worst. Searches
-start with nothing known (the default config, which a tune tries first, was itself chosen by this sweep), or with
---default as a tune does.
+tenth of those that an exhaustive search takes: the median over problems and seeds, the mean and the worst. What a
+search is told is 1 % off, as measurements are. Searches of portable start with nothing known, for its default was
+chosen by this sweep; those of hopper with the default, which tells where to look.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import matplotlib.pyplot as plt
 
-from attnforge.codegen import AttentionSpec, Config, DType, Pass, Schedule, fields_of, schedule_of
-from attnforge.codegen.schedules.base import Choice
-from attnforge.compilation import Failure, FailureKind
-from attnforge.problem import Problem
+from attnforge.codegen import Pass, Schedule, Variant
+from attnforge.compilation import Failure
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.ranking import predictor
-from attnforge.tuner.sampler import TpeSampler
-from attnforge.tuner.search_space import SearchSpace, values_of
+from attnforge.tuner.ranking import predictors
 from attnforge.tuner.strategy import Strategy, StrategyName, strategy_of
-from tests.tuner.sweep import H200, Sweep, sweeps
+from tests.tuner.recorded import RecordedSpace, hopper_spaces, portable_spaces
+from tests.tuner.sweep import H200
+from tests.tuner.tpe import TpeSampler
 
-BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Up to what a tune tries."""
 SEEDS = 20
-OPERATIONS = {"forward": 1.0, "dkdv": 2.0, "dq": 1.5}
-"""Of a kernel, as multiples of the forward's: what the sweep's TFLOP/s count."""
+NOISE = 0.01
+"""Standard deviation of a measurement's logarithm."""
 NOTHING_YET = 1.0
 """Regret while no config has run: as if twice as slow as the best."""
-NOT_SWEPT = Failure(FailureKind.RESOURCES, "it was excluded or failed")
+FEWEST = 16
+"""Spaces of fewer configs need no search: a tune tries them all."""
 
-
-@dataclass(frozen=True)
-class SweptSpace(SearchSpace):
-    """The choices of which the sweep measured some combination, on one problem."""
-
-    problem: Problem = field(kw_only=True)
-    swept: tuple[Sweep, ...] = field(kw_only=True)
-
-    @cached_property
-    def choices(self) -> Mapping[str, tuple[Choice, ...]]:
-        of_kernels = {field for fields in self.kernels.values() for field in fields}
-        shared = fields_of(self.swept[0].samples[0].config)
-        found = {field: {value} for field, value in shared.items() if field not in of_kernels}
-        for sweep in self.swept:
-            for name in self.kernels[sweep.kernel]:
-                found[name] = {getattr(sample.config, name) for sample in sweep.samples}
-        return {field: tuple(sorted(values)) for field, values in found.items()}
-
-    @cached_property
-    def relative_ms(self) -> dict[str, dict[tuple[Choice, ...], float]]:
-        """By kernel and the values of its own fields."""
-        return {
-            sweep.kernel: {
-                values_of(sample.config, self.kernels[sweep.kernel]): OPERATIONS[sweep.kernel] / sample.tflops
-                for sample in sweep.samples
-            }
-            for sweep in self.swept
-        }
-
-    def outcome(self, config: Config) -> Measurement | Failure:
-        times = {k: ms.get(values_of(config, self.kernels[k])) for k, ms in self.relative_ms.items()}
-        found = {kernel: ms for kernel, ms in times.items() if ms is not None}
-        return Measurement(found, runs=1) if len(found) == len(times) else NOT_SWEPT
-
-
-Maker = Callable[[SweptSpace, int], Strategy]
+Maker = Callable[[RecordedSpace, int], Strategy]
 """A strategy for a space and a seed."""
-STRATEGIES: dict[str, Maker] = {
-    "ranked tpe": lambda space, seed: strategy_of(StrategyName.TPE, space, seed, predictor(space, space.problem, H200)),
-    "tpe": TpeSampler,
-    "random": lambda space, seed: strategy_of(StrategyName.RANDOM, space, seed),
-}
-"""What attnforge tune does, that without the static model, and what both must beat."""
 
 
-def replayed_spaces() -> Iterator[SweptSpace]:
-    """A space for each spec and problem of which every kernel was swept."""
-    by_problem: dict[tuple[AttentionSpec, Problem], list[Sweep]] = defaultdict(list)
-    for sweep in sweeps():
-        by_problem[sweep.spec, sweep.problem].append(sweep)
-    for (spec, problem), swept in by_problem.items():
-        definition = schedule_of(Schedule.PORTABLE, spec.pass_)
-        if len(swept) == len(definition.kernels):
-            yield SweptSpace(spec, definition, DType.BF16, H200.limits, problem=problem, swept=tuple(swept))
+def gaussian(space: RecordedSpace, seed: int) -> Strategy:
+    """What a tune does within one schedule."""
+    spaces = {space.definition.schedule: space}
+    return strategy_of(StrategyName.GAUSSIAN, spaces, seed, predictors(spaces, space.problem, H200))
 
 
-def regrets(space: SweptSpace, make: Maker, seed: int, trials: int, starts_with_default: bool = True) -> list[float]:
-    """After each trial, the share by which the best known is slower than the sweep's best.
+def unranked(space: RecordedSpace, seed: int) -> Strategy:
+    """That without the static model."""
+    return strategy_of(StrategyName.GAUSSIAN, {space.definition.schedule: space}, seed)
 
-    A backward's kernels count apart: the tuner puts their best parts together.
-    """
-    strategy, known = make(space, seed), set[Config]()
-    best: dict[str, float] = {}
-    least = sum(min(times.values()) for times in space.relative_ms.values())
-    config = space.default if starts_with_default else strategy.propose(known)
+
+def at_random(space: RecordedSpace, seed: int) -> Strategy:
+    """What all must beat."""
+    return strategy_of(StrategyName.RANDOM, {space.definition.schedule: space}, seed)
+
+
+GAUSSIAN, UNRANKED, TPE, RANDOM = "gaussian", "gaussian, no static model", "tpe", "random"
+STRATEGIES: dict[str, Maker] = {GAUSSIAN: gaussian, UNRANKED: unranked, TPE: TpeSampler, RANDOM: at_random}
+
+
+def noisy(outcome: Measurement | Failure, generator: random.Random, noise: float = NOISE) -> Measurement | Failure:
+    """What a GPU might say instead."""
+    if isinstance(outcome, Failure):
+        return outcome
+    return Measurement({k: ms * math.exp(generator.gauss(0, noise)) for k, ms in outcome.kernel_ms.items()}, runs=1)
+
+
+def regrets(space: RecordedSpace, make: Maker, seed: int, trials: int) -> list[float]:
+    """After each trial, the share by which the best that can be had of the known is slower than the sweep's best."""
+    strategy, known = make(space, seed), list[Variant]()
+    generator = random.Random(seed)
+    is_portable = space.definition.schedule is Schedule.PORTABLE
+    variant = strategy.propose(known) if is_portable else space.variant(space.default)
     found = []
-    for _ in range(trials):
-        if config is None:
-            break
-        known.add(config)
-        outcome = space.outcome(config)
-        strategy.tell(config, outcome)
-        if isinstance(outcome, Measurement):
-            best = {k: min(ms, best.get(k, ms)) for k, ms in outcome.kernel_ms.items()}
-        found.append(sum(best.values()) / least - 1 if best else NOTHING_YET)
-        config = strategy.propose(known)
+    while variant is not None and len(known) < trials:
+        known.append(variant)
+        strategy.tell(variant, noisy(space.outcome(variant.config), generator))
+        regret = space.best_ms(each.config for each in known) / space.least_ms - 1
+        found.append(regret if regret < math.inf else NOTHING_YET)
+        variant = strategy.propose(known)
     return found + found[-1:] * (trials - len(found))
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """All searches of a strategy for a pass."""
+class Sweep:
+    """Problems of a schedule and pass that are searched."""
 
+    schedule: Schedule
     pass_: Pass
+
+    def __str__(self) -> str:
+        return f"{self.schedule} {self.pass_}"
+
+    @property
+    def spaces(self) -> list[RecordedSpace]:
+        """One for each problem."""
+        return [each for each in _spaces(self.schedule) if each.spec.pass_ is self.pass_]
+
+
+@cache
+def _spaces(schedule: Schedule) -> tuple[RecordedSpace, ...]:
+    found = portable_spaces() if schedule is Schedule.PORTABLE else hopper_spaces()
+    return tuple(space for space in found if len(space.configs) >= FEWEST)
+
+
+SWEEPS = tuple(Sweep(schedule, pass_) for schedule, pass_ in product(Schedule, Pass))
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """All searches of a strategy in a sweep."""
+
+    sweep: Sweep
     name: str
     sizes: tuple[int, ...]
     """Configs of each problem's space."""
     runs: tuple[tuple[tuple[float, ...], ...], ...]
     """Regret after each trial, by problem and seed."""
 
+    @property
+    def title(self) -> str:
+        """What was searched."""
+        return f"{self.sweep}: {len(self.sizes)} problems of {min(self.sizes)} to {max(self.sizes)} configs"
+
     def after(self, trials: int) -> list[float]:
+        """Of every run."""
         return [run[trials - 1] for of_problem in self.runs for run in of_problem]
 
     def after_share(self, share: float) -> list[float]:
@@ -138,46 +138,52 @@ class Replayed:
         return [run[trials - 1] for of_problem, trials in zip(self.runs, at, strict=True) for run in of_problem]
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.pass_}, {self.name}: {len(self.sizes)} problems of {min(self.sizes)} to {max(self.sizes)} configs"
+        """What to print."""
+        yield f"{self.title}, {self.name}"
         rows = [(f"{trials:3} trials", self.after(trials)) for trials in BUDGETS]
         for words, found in [*rows, (" a tenth of all", self.after_share(0.1))]:
-            mean = sum(found) / len(found)
-            yield f"  {words:15}: median {median(found):7.1%}, mean {mean:7.1%}, worst {max(found):7.1%}"
+            yield f"  {words:15}: median {median(found):7.2%}, mean {mean(found):7.2%}, worst {max(found):7.2%}"
 
 
-def replay(pass_: Pass, name: str, starts_with_default: bool) -> Replayed:
-    """One strategy on all problems of a pass."""
-    spaces = [space for space in replayed_spaces() if space.spec.pass_ is pass_]
+def replay(sweep: Sweep, name: str, seeds: int = SEEDS, trials: int = max(BUDGETS)) -> Replayed:
+    """One strategy on all problems of a sweep."""
     runs = tuple(
-        tuple(tuple(regrets(space, STRATEGIES[name], seed, max(BUDGETS), starts_with_default)) for seed in range(SEEDS))
-        for space in spaces
+        tuple(tuple(regrets(space, STRATEGIES[name], seed, trials)) for seed in range(seeds)) for space in sweep.spaces
     )
-    return Replayed(pass_, name, tuple(len(space.configs) for space in spaces), runs)
+    return Replayed(sweep, name, tuple(len(space.configs) for space in sweep.spaces), runs)
 
 
-def plot(replays: list[Replayed], path: Path) -> None:
-    """The mean regret over the trials, a curve for each strategy, a picture for each pass."""
-    figure, all_axes = plt.subplots(1, len(Pass), figsize=(9, 3.4), sharey=True, layout="constrained")
-    for axes, pass_ in zip(all_axes, Pass, strict=True):
-        of_pass = [each for each in replays if each.pass_ is pass_]
-        for each in of_pass:
-            means = [sum(each.after(n)) / len(each.after(n)) for n in range(1, max(BUDGETS) + 1)]
-            axes.plot(range(1, len(means) + 1), [100 * mean for mean in means], label=each.name)
+def plot(replays: Sequence[Replayed], path: Path) -> None:
+    """The mean regret over the trials, a curve for each strategy, a picture for each sweep."""
+    figure, all_axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, sharey=True, layout="constrained")
+    for axes, sweep in zip(all_axes.flat, SWEEPS, strict=True):
+        of_sweep = [each for each in replays if each.sweep == sweep]
+        for each in of_sweep:
+            means = [100 * mean(each.after(n)) for n in range(1, max(BUDGETS) + 1)]
+            colour = f"C{list(STRATEGIES).index(each.name)}"
+            axes.plot(range(1, len(means) + 1), means, label=each.name, color=colour)
         axes.axhline(2, color="grey", linewidth=0.8, linestyle=":")
-        sizes = of_pass[0].sizes
-        axes.set(title=f"{pass_}: {len(sizes)} problems of {min(sizes)} to {max(sizes)} configs", xlabel="trials")
+        axes.set_title(of_sweep[0].title, fontsize="medium")
         axes.set_yscale("symlog", linthresh=1)
-    all_axes[0].set_ylabel("slower than the best, % (mean)")
-    all_axes[0].legend()
+    for axes in all_axes[:, 0]:
+        axes.set_ylabel("slower than the best, % (mean)")
+    for axes in all_axes[-1]:
+        axes.set_xlabel("trials")
+    all_axes[0, 0].legend()
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
+    """Replay everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--default", action="store_true", help="start with the default config")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the picture too")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     options = parser.parse_args()
-    jobs = [(pass_, name, options.default) for pass_ in Pass for name in STRATEGIES]
+    jobs = [
+        (sweep, name, options.seeds)
+        for sweep, name in product(SWEEPS, STRATEGIES)
+        if sweep.schedule is Schedule.PORTABLE or name != UNRANKED  # which hopper is anyway
+    ]
     replays = []
     with ProcessPoolExecutor() as pool:
         for each in pool.map(replay, *zip(*jobs, strict=True)):

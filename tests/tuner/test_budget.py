@@ -1,6 +1,6 @@
 import pytest
 
-from attnforge.tuner.budget import COMPARISON_SHARE, Budget
+from attnforge.tuner.budget import COMPARISON_SHARE, EAGERNESS, Budget
 
 
 class Clock:
@@ -14,9 +14,9 @@ class Clock:
 def test_one_after_another_shares_by_weight() -> None:
     clock = Clock()
     budget = Budget(90.0, [1.0, 2.0], at_once=1, clock=clock)
-    assert budget.start(1.0) == pytest.approx(100 + 30 * (1 - COMPARISON_SHARE))
+    assert budget.start(1.0) == pytest.approx(100 + EAGERNESS * 30 * (1 - COMPARISON_SHARE))
     budget.finish(1.0)
-    clock.now = 110.0  # 20 s less than its share: the next has them
+    clock.now = 110.0  # what it left, the next has
     assert budget.start(2.0) == pytest.approx(110 + 80 * (1 - COMPARISON_SHARE))
 
 

@@ -1,16 +1,10 @@
-from itertools import islice
-
 import pytest
 
-from attnforge.codegen import AttentionSpec, Config, DType, Pass, Schedule, schedule_of
-from attnforge.compilation import Failure, FailureKind
-from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.ranking import RankedStart, predictor, predictors, ranked
+from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, fields_of, schedule_of
+from attnforge.tuner.ranking import one_field_away, predictor, predictors, ranked
 from attnforge.tuner.search_space import SearchSpace
 from attnforge.tuner.task import self_attention
 from tests.tuner.fake_device import TARGET
-
-FAILURE = Failure(FailureKind.COMPILE, "refused")
 
 
 def space_of(pass_: Pass, head_dim: int, schedule: Schedule = Schedule.PORTABLE) -> SearchSpace:
@@ -38,28 +32,14 @@ def test_schedules_that_the_model_does_not_know_have_no_ranking() -> None:
     assert list(predictors(spaces, problem, TARGET)) == [Schedule.PORTABLE]
 
 
-class Listener:
-    def __init__(self) -> None:
-        self.heard: list[Config] = []
-
-    def propose(self, known: object) -> None:
-        return None
-
-    def tell(self, config: Config, outcome: Measurement | Failure) -> None:
-        self.heard.append(config)
-
-
-def test_after_so_many_proposals_the_other_strategy_proposes_and_it_hears_everything() -> None:
-    space = space_of(Pass.FORWARD, 128)
-    first, second, third = islice(space.configs, 3)
-    then = Listener()
-    start = RankedStart(iter([first, second, third]), then, proposals=1)
-    start.tell(third, FAILURE)
-    assert start.propose({first}) == second, "what is known is passed over"
-    start.tell(second, FAILURE)
-    assert start.propose({first, second}) is None
-    assert then.heard == [third, second]
-
-
-def test_a_ranking_that_ends_early_leaves_the_rest_to_the_other_strategy() -> None:
-    assert RankedStart(iter([]), Listener()).propose(()) is None
+@pytest.mark.parametrize("pass_", Pass)
+def test_beside_the_default_every_other_choice_of_every_field_is_tried_once_at_least(pass_: Pass) -> None:
+    space = space_of(pass_, 64, Schedule.HOPPER)
+    found = list(one_field_away(space))
+    assert set(found) <= set(space.configs)
+    default = fields_of(space.default)
+    for field, choices in space.choices.items():
+        possible = {getattr(config, field) for config in space.configs} & set(choices)
+        assert {getattr(config, field) for config in [space.default, *found]} == possible
+    alone = [config for config in found if sum(v != default[f] for f, v in fields_of(config).items()) == 1]
+    assert len(alone) > len(found) / 2, "constraints tie some fields together"

@@ -85,7 +85,7 @@ def test_the_best_config_is_found_compared_and_written(script: Script) -> None:
         assert entry.default_ms is not None
         assert entry.median_ms is not None
         assert entry.gain == pytest.approx(entry.default_ms / entry.median_ms)
-        assert entry.trials == 30
+        assert entry.trials == result.trials < 30, "it ends when nothing promises to be faster"
     assert (short.problem.seqlen_q, long.problem.seqlen_q) == (1024, 4096)
     assert [each.entry for each in result.problems] == [short, long]
     assert max(measured(script).values()) == 1, "a config is measured once on each problem"

@@ -7,18 +7,13 @@ import pytest
 
 from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import AttentionSpec, DType, Limits, Pass, Schedule, Variant, default_config, fields_of
-from attnforge.compilation import Failure, FailureKind
+from attnforge.compilation import FailureKind
 from attnforge.dispatch.decision import Decision, decide
 from attnforge.settings import Settings
-from attnforge.tuner.joint_strategy import JointStrategy
-from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.offer import offer
-from attnforge.tuner.ranking import RANKED_TRIALS
 from attnforge.tuner.result import Verdict
-from attnforge.tuner.strategy import StrategyName
 from tests.tuner.fake_device import HOPPER_BEST, TARGET, Script
 from tests.tuner.fake_tune import session_of
-from tests.tuner.replay_schedules import forwards, mean_regret
 from tests.tuner.test_session import BACKWARD_SPEC, FORWARD_SPEC, entries, measured, run, task
 
 SM_90 = Limits("sm_90", 232448)
@@ -31,11 +26,6 @@ def script(tmp_path: Path) -> Script:
 
 
 NARROW_BACKWARD = replace(BACKWARD_SPEC, head_dim=16, head_dim_v=16)
-
-
-def spaces_of(head_dim: int = 256, quick: bool = True):
-    spec = AttentionSpec(pass_=Pass.FORWARD, head_dim=head_dim, head_dim_v=head_dim, causal=False)
-    return offer(spec, DType.BF16, SM_90, quick).spaces
 
 
 def test_what_a_target_and_dtype_can_do_is_offered_and_the_rest_has_a_reason() -> None:
@@ -60,68 +50,6 @@ def test_what_the_user_did_not_name_is_left_out_and_what_cannot_be_is_refused() 
     assert "of which 16 are too few" in nothing.refused[Schedule.HOPPER]
 
 
-@pytest.mark.parametrize("name", StrategyName)
-def test_each_strategy_proposes_every_variant_of_every_schedule_once(name: StrategyName) -> None:
-    spaces = spaces_of()
-    every = {variant for space in spaces.values() for variant in space.variants}
-
-    def proposed(seed: int) -> list[Variant]:
-        strategy, found = JointStrategy(name, spaces, seed), list[Variant]()
-        while (variant := strategy.propose(found)) is not None:
-            found.append(variant)
-            strategy.tell(variant, Failure(FailureKind.COMPILE, "refused"))
-        return found
-
-    found = proposed(3)
-    assert len(found) == len(every)
-    assert set(found) == every
-    assert proposed(3) == found
-
-
-@pytest.mark.parametrize(("times", "is_given_up"), [(2.0, True), (1.1, False)])
-def test_a_schedule_that_is_hopelessly_behind_is_given_up(times: float, is_given_up: bool) -> None:
-    """And the search of it ends before its space does; one that is near stays."""
-    spaces = spaces_of(128)
-    strategy, known = JointStrategy(StrategyName.TPE, spaces, 0), list[Variant]()
-    while (variant := strategy.propose(known)) is not None:
-        assert not strategy.is_spent(known)
-        known.append(variant)
-        ms = times if variant.schedule is Schedule.PORTABLE else 1.0
-        strategy.tell(variant, Measurement({"forward": ms}, runs=1))
-    tried = [variant for variant in known if variant.schedule is Schedule.PORTABLE]
-    assert strategy.is_spent(known)
-    assert (len(tried) == RANKED_TRIALS) is is_given_up
-    assert set(spaces[Schedule.HOPPER].variants) <= set(known)
-
-
-@pytest.mark.parametrize("faster", BOTH)
-def test_tpe_spends_its_trials_on_the_schedule_that_is_faster(faster: Schedule) -> None:
-    spaces = spaces_of(128, quick=False)
-    of_faster = 0
-    for seed in range(4):
-        strategy, known = JointStrategy(StrategyName.TPE, spaces, seed), list[Variant]()
-        for trial in range(24):
-            first = [space.variant(space.default) for space in spaces.values()][trial : trial + 1]
-            variant = first[0] if first else strategy.propose(known)
-            assert variant is not None
-            known.append(variant)
-            ms = (1.0 if variant.schedule is faster else 1.4) * (1 + 0.1 * (hash_of(variant) % 5))
-            strategy.tell(variant, Measurement({"forward": ms}, runs=1))
-        of_faster += sum(variant.schedule is faster for variant in known[8:])
-    assert of_faster / (4 * 16) > 0.7
-
-
-def test_on_the_sweep_beside_an_invented_hopper_tpe_finds_what_is_fast_in_either() -> None:
-    spaces = forwards()[::3]
-    for speed in (0.7, 1.3):
-        regret, _ = mean_regret(spaces, speed, StrategyName.TPE, seeds=1)
-        assert regret < 0.05
-
-
-def hash_of(variant: Variant) -> int:
-    return sum(map(ord, variant.name))
-
-
 def test_the_fastest_of_whatever_schedule_is_found_compared_and_written(script: Script) -> None:
     (result,) = run(session_of(script, [task(FORWARD_SPEC, 1024, 4096)], trials=24, schedules=()))
     lines = script.log.read_text().splitlines()
@@ -133,7 +61,7 @@ def test_the_fastest_of_whatever_schedule_is_found_compared_and_written(script: 
         assert {name: fields_of(entry.config)[name] for name in HOPPER_BEST} == HOPPER_BEST
         assert entry.gain is not None
         assert entry.gain > 2, "over the default, which is portable"
-    assert result.trials == 24
+    assert result.trials <= 24
 
 
 def test_schedules_that_were_not_asked_for_are_neither_tried_nor_chosen(script: Script) -> None:

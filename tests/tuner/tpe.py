@@ -1,10 +1,10 @@
-"""Proposes what to try next: Optuna's TPE, one kernel at a time."""
+"""What the Gaussian process has to beat: Optuna's TPE, one kernel at a time."""
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from attnforge.codegen import Config
+from attnforge.codegen import Config, Variant
 from attnforge.codegen.schedules.base import Choice
 from attnforge.compilation import Failure
 from attnforge.tuner.measurement import Measurement
@@ -40,20 +40,22 @@ class TpeSampler:
         self._kernels: dict[tuple[str, tuple[Choice, ...]], Estimator] = {}
         self._asked: dict[Config, list[tuple[Estimator, Trial]]] = {}
 
-    def propose(self, known: Container[Config]) -> Config | None:
-        """A config of the space that is not among ``known``; None when there is no other left."""
+    def propose(self, known: Collection[Variant]) -> Variant | None:
+        """A variant of the space that is not among ``known``; None when there is no other left."""
+        tried = {variant.config for variant in known}
         for _ in range(ATTEMPTS):
             config, asked = self._ask()
-            if config not in known and self._space.admits(config):
+            if config not in tried and self._space.admits(config):
                 self._asked[config] = asked
-                return config
+                return self._space.variant(config)
             for estimator, trial in asked:
                 estimator.forget(trial)
-        left = [config for config in self._space.configs if config not in known]
-        return self._random.choice(left) if left else None
+        left = [config for config in self._space.configs if config not in tried]
+        return self._space.variant(self._random.choice(left)) if left else None
 
-    def tell(self, config: Config, outcome: Measurement | Failure) -> None:
-        """Learn what came of a config, whoever proposed it."""
+    def tell(self, variant: Variant, outcome: Measurement | Failure) -> None:
+        """Learn what came of a variant, whoever proposed it."""
+        config = variant.config
         asked = dict(self._asked.pop(config, ()))
         total = None if isinstance(outcome, Failure) else outcome.total_ms
         self._shared.learn(config, total, asked.get(self._shared))
