@@ -19,7 +19,7 @@ from attnforge.tuner.search_space import SearchSpace
 
 FAIR_TRIALS = 5
 """Of a schedule, before it is compared with others by what it promises: three and eight find as much on the H200's
-sweeps (tests/tuner/replay_tune.py), in two trials fewer and four more; but defaults elsewhere may be further off."""
+sweeps (tests/tuner/replay_tune.py), in one trial fewer and four more; but defaults elsewhere may be further off."""
 LEAST_PROMISE = 0.001
 """Share of the best known that a config must promise to be worth its trial. On the H200's sweeps searches that end so
 lose nothing against those that go on, and take half of the trials (tests/tuner/replay_tune.py)."""
