@@ -26,9 +26,9 @@ from attnforge.compilation import Failure
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.ranking import predictors
 from attnforge.tuner.strategy import Strategy, StrategyName, strategy_of
+from tests.tuner.optuna_strategy import OptunaStrategy, cma_es
 from tests.tuner.recorded import RecordedSpace, hopper_spaces, portable_spaces
 from tests.tuner.sweep import H200
-from tests.tuner.tpe import TpeSampler
 
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Up to what a tune tries."""
@@ -60,8 +60,19 @@ def at_random(space: RecordedSpace, seed: int) -> Strategy:
     return strategy_of(StrategyName.RANDOM, {space.definition.schedule: space}, seed)
 
 
+def by_cma_es(space: RecordedSpace, seed: int) -> Strategy:
+    """Optuna's CMA-ES."""
+    return OptunaStrategy(space, seed, cma_es)
+
+
 GAUSSIAN, UNRANKED, TPE, RANDOM = "gaussian", "gaussian, no static model", "tpe", "random"
-STRATEGIES: dict[str, Maker] = {GAUSSIAN: gaussian, UNRANKED: unranked, TPE: TpeSampler, RANDOM: at_random}
+STRATEGIES: dict[str, Maker] = {
+    GAUSSIAN: gaussian,
+    UNRANKED: unranked,
+    TPE: OptunaStrategy,
+    "cma-es": by_cma_es,
+    RANDOM: at_random,
+}
 
 
 def noisy(outcome: Measurement | Failure, generator: random.Random, noise: float = NOISE) -> Measurement | Failure:

@@ -1,15 +1,16 @@
-"""What the Gaussian process has to beat: Optuna's TPE, one kernel at a time."""
+"""What the Gaussian process has to beat: samplers of Optuna's, one kernel at a time."""
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from attnforge.codegen import Config, Variant
@@ -19,24 +20,39 @@ from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.search_space import SearchSpace, values_of
 
 STARTUP_TRIALS = 6
-"""Random proposals before TPE has something to go by; its own default of 10 is half of what a spec can afford."""
+"""Random proposals before a sampler has something to go by; TPE's own default is 10, half of what a spec can afford."""
 ATTEMPTS = 12
-"""Proposals of TPE that may be known already (on spaces this small many are) before a random new config is taken."""
+"""Proposals of a sampler that may be known already (on spaces this small many are) before a random config is taken."""
 
 
-class TpeSampler:
-    """Tree-structured Parzen estimators over a search space's fields.
+def tpe(seed: int) -> BaseSampler:
+    """Tree-structured Parzen estimators. What runs is told apart from what is known, so proposals in flight differ."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
+        )
+
+
+def cma_es(seed: int) -> BaseSampler:
+    """Covariance matrix adaptation, over the fields that are sizes; the others are drawn at random."""
+    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
+
+
+class OptunaStrategy:
+    """A sampler over a search space's fields.
 
     The kernels of a backward are launched and timed apart, so each has an estimator of its own (under each choice of
     the fields that they share) which learns from that kernel's milliseconds: two spaces of 36 tiles instead of their
-    product. What runs is told apart from what is known (``constant_liar``), so proposals in flight differ.
+    product.
     """
 
-    def __init__(self, space: SearchSpace, seed: int) -> None:
+    def __init__(self, space: SearchSpace, seed: int, sampler: Callable[[int], BaseSampler] = tpe) -> None:
         self._space = space
         self._random = random.Random(seed)
         self._seed = seed
-        self._shared = Estimator({field: space.choices[field] for field in space.shared_fields}, seed)
+        self._sampler = sampler
+        self._shared = Estimator({field: space.choices[field] for field in space.shared_fields}, sampler(seed))
         self._kernels: dict[tuple[str, tuple[Choice, ...]], Estimator] = {}
         self._asked: dict[Config, list[tuple[Estimator, Trial]]] = {}
 
@@ -80,25 +96,20 @@ class TpeSampler:
         key = (kernel, shared)
         if key not in self._kernels:
             choices = {field: self._space.choices[field] for field in self._space.kernels[kernel]}
-            self._kernels[key] = Estimator(choices, self._seed + len(self._kernels) + 1)
+            self._kernels[key] = Estimator(choices, self._sampler(self._seed + len(self._kernels) + 1))
         return self._kernels[key]
 
 
 @dataclass(eq=False)
 class Estimator:
-    """One TPE over a few named choices, held in memory: finished trials live in the Study."""
+    """One sampler over a few named choices, held in memory: finished trials live in the Study."""
 
     choices: dict[str, tuple[Choice, ...]]
-    seed: int
+    sampler: BaseSampler
 
     def __post_init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                seed=self.seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
-            )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(sampler=sampler)
+        self._study = optuna.create_study(sampler=self.sampler)
         # A choice is told by its place: sizes are ordered, and their steps are alike on a scale of powers of two.
         self._distributions: dict[str, BaseDistribution] = {
             field: IntDistribution(0, len(values) - 1)
@@ -114,7 +125,7 @@ class Estimator:
 
     def forget(self, trial: Trial) -> None:
         """A proposal that nobody will try."""
-        self._study.tell(trial, state=TrialState.FAIL)  # which TPE leaves out
+        self._study.tell(trial, state=TrialState.FAIL)  # which samplers leave out
 
     def learn(self, tried: object, milliseconds: float | None, asked: Trial | None) -> None:
         """Note what came of something that has the choices as attributes.

@@ -12,7 +12,7 @@ from attnforge.codegen.schedules.base import Schedule
 from attnforge.compilation import Failure, FailureKind
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.search_space import SearchSpace
-from tests.tuner.tpe import TpeSampler
+from tests.tuner.optuna_strategy import OptunaStrategy
 
 REFUSED = Failure(FailureKind.COMPILE, "refused")
 
@@ -34,7 +34,7 @@ def measurement(config: Config) -> Measurement:
     return Measurement(times, runs=5)
 
 
-def found(sampler: TpeSampler, trials: int) -> list[Variant]:
+def found(sampler: OptunaStrategy, trials: int) -> list[Variant]:
     variants: list[Variant] = []
     for _ in range(trials):
         variant = sampler.propose(variants)
@@ -48,7 +48,7 @@ def found(sampler: TpeSampler, trials: int) -> list[Variant]:
 def test_it_proposes_what_is_not_known_until_nothing_is_left(pass_: Pass) -> None:
     space = space_of(pass_, 256 if pass_ is Pass.FORWARD else 64)
     trials = min(len(space.configs), 60)
-    sampler = TpeSampler(space, seed=1)
+    sampler = OptunaStrategy(space, seed=1)
     variants = found(sampler, trials)
     assert len(set(variants)) == trials
     assert set(variants) <= set(space.variants)
@@ -63,7 +63,7 @@ def test_it_beats_random_search_though_some_configs_fail() -> None:
         return min(measurement(variant.config).total_ms for variant in variants)
 
     def by_tpe(seed: int) -> float:
-        sampler = TpeSampler(space, seed)
+        sampler = OptunaStrategy(space, seed)
         for variant in others:
             sampler.tell(variant, REFUSED)
         return best_of(found(sampler, trials))
