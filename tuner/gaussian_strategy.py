@@ -45,12 +45,16 @@ class GaussianStrategy:
     """
 
     def __init__(
-        self, spaces: Mapping[Schedule, SearchSpace], costs: Mapping[Schedule, Predict] = MappingProxyType({})
+        self,
+        spaces: Mapping[Schedule, SearchSpace],
+        seed: int,
+        costs: Mapping[Schedule, Predict] = MappingProxyType({}),
     ) -> None:
-        """``costs`` is what is expected of configs before any was measured, by schedule."""
+        """``costs`` is what is expected of configs before any was measured, by schedule; where there is nothing,
+        ``seed`` settles what to begin with between equals."""
         self._spaces = spaces
         self._processes = {schedule: SpaceProcess(space) for schedule, space in spaces.items()}
-        self._starts = {schedule: _start(space, costs.get(schedule)) for schedule, space in spaces.items()}
+        self._starts = {schedule: _start(space, seed, costs.get(schedule)) for schedule, space in spaces.items()}
         self._best_ms: dict[Schedule, float] = dict.fromkeys(spaces, math.inf)
 
     def propose(self, known: Collection[Variant]) -> Variant | None:
@@ -91,6 +95,6 @@ class GaussianStrategy:
         return 0.0 if is_hopeless else math.inf, next(each for each in process.configs if each not in tried)
 
 
-def _start(space: SearchSpace, cost: Predict | None) -> tuple[Config, ...]:
+def _start(space: SearchSpace, seed: int, cost: Predict | None) -> tuple[Config, ...]:
     """The configs that a schedule begins with."""
-    return tuple(one_field_away(space) if cost is None else islice(ranked(space, cost), RANKED_TRIALS))
+    return tuple(one_field_away(space, seed) if cost is None else islice(ranked(space, cost), RANKED_TRIALS))

@@ -3,6 +3,7 @@ where it knows nothing, those beside the default."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 
 from attnforge.codegen import Config, Schedule, fields_of
@@ -21,22 +22,30 @@ Predict = Callable[[Config], Mapping[str, float]]
 """The cost of each kernel of a config, in any unit: less is better."""
 
 
-def one_field_away(space: SearchSpace) -> Iterator[Config]:
-    """For every other choice of a field the config that differs least from the default; fields of most choices first.
+def one_field_away(space: SearchSpace, seed: int) -> list[Config]:
+    """For every other choice of a field the config that differs least from the default.
 
     For schedules that no static model knows. The defaults of hopper are near their best but for a field or two, and a
-    Gaussian process that knows what each choice does alone guesses well what they do together.
+    Gaussian process that knows what each choice does alone guesses well what they do together. So what constraints
+    force to differ in more fields comes last; before that, fields of most choices come first, for one that has many is
+    where the best differs most between problems. Between equals nothing decides but the seed: in the order of
+    declaration, the one field that matters to a schedule might always be the last.
     """
     default = fields_of(space.default)
 
     def distance(config: Config) -> int:
         return sum(value != default[field] for field, value in fields_of(config).items())
 
-    for field in sorted(space.choices, key=lambda field: -len(space.choices[field])):
+    fields = sorted(space.choices)
+    random.Random(seed).shuffle(fields)
+    fields.sort(key=lambda field: -len(space.choices[field]))
+    found = []
+    for field in fields:
         for choice in space.choices[field]:
             having = [config for config in space.configs if getattr(config, field) == choice]
             if choice != default[field] and having:
-                yield min(having, key=distance)
+                found.append(min(having, key=distance))
+    return sorted(found, key=distance)
 
 
 def predictor(space: SearchSpace, problem: Problem, target: Target) -> Predict | None:

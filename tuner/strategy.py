@@ -65,12 +65,12 @@ def strategy_of(
     Args:
         name: which.
         spaces: what may be tried, by schedule.
-        seed: of a random order; the others have none.
+        seed: of a random order; of the Gaussian process it only settles where a schedule without costs begins.
         costs: what is expected of configs before any was measured, by schedule; the Gaussian process begins with it.
     """
     match name:
         case StrategyName.GAUSSIAN:
-            return GaussianStrategy(spaces, costs)
+            return GaussianStrategy(spaces, seed, costs)
         case StrategyName.RANDOM:
             return FixedOrder(spaces, seed)
         case StrategyName.EXHAUSTIVE:

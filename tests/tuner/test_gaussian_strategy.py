@@ -37,7 +37,7 @@ def flat(**of_schedule: float) -> Ms:
 
 def searched(spaces: Mapping[Schedule, SearchSpace], ms: Ms, at_once: int = 1) -> list[Variant]:
     """What is tried, the defaults first; results come when ``at_once`` are under way."""
-    strategy = GaussianStrategy(spaces, predictors(spaces, PROBLEM, TARGET))
+    strategy = GaussianStrategy(spaces, 0, predictors(spaces, PROBLEM, TARGET))
     known, first = list[Variant](), [space.variant(space.default) for space in spaces.values()]
     told = 0
     while True:
@@ -102,10 +102,10 @@ def test_a_schedule_starts_with_what_the_static_model_ranks_or_with_what_is_besi
     costs = predictors(spaces, PROBLEM, TARGET)
     expected = {
         Schedule.PORTABLE: list(ranked(spaces[Schedule.PORTABLE], costs[Schedule.PORTABLE]))[:FAIR_TRIALS],
-        Schedule.HOPPER: list(one_field_away(spaces[Schedule.HOPPER]))[:FAIR_TRIALS],
+        Schedule.HOPPER: one_field_away(spaces[Schedule.HOPPER], 0)[:FAIR_TRIALS],
     }
     for schedule, space in spaces.items():
-        strategy, known = GaussianStrategy({schedule: space}, costs), [space.variant(space.default)]
+        strategy, known = GaussianStrategy({schedule: space}, 0, costs), [space.variant(space.default)]
         while len(known) < FAIR_TRIALS:
             variant = strategy.propose(known)
             assert variant is not None
@@ -125,7 +125,7 @@ def test_a_schedule_of_which_nothing_runs_is_given_up_where_another_runs() -> No
 def test_what_is_under_way_is_not_proposed_again_and_spreads_the_proposals() -> None:
     spaces = {Schedule.HOPPER: spaces_of(64)[Schedule.HOPPER]}
     space = spaces[Schedule.HOPPER]
-    strategy = GaussianStrategy(spaces)
+    strategy = GaussianStrategy(spaces, 0)
     known = list(space.variants)[:20]
     for variant in known:
         took = 1.1 ** sum(fields_of(variant.config)[field] != value for field, value in default_of(space).items())
