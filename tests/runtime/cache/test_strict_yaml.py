@@ -26,7 +26,7 @@ REFUSED = {
     "merge key": ("<<: {a: 1}\n", "means different things"),
     "number as key": ("1: a\n", "keys must be strings"),
     "list as key": ("? [a]\n: 1\n", "keys must be strings"),
-    "deep lists": ("[" * 100_000, "nested"),
+    "deep lists": ("[" * 100_000, "nested|nesting"),  # libyaml 0.2.6 looks ahead, and has a limit of its own
     "deep mappings": ("{a: " * 1000, "nested"),
     "deep blocks": ("- " * 9 + "x", "nested"),
     "unclosed": ("{a: 1", "line [12]"),
