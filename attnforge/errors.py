@@ -67,7 +67,7 @@ class CacheRefused(AttnforgeError):  # noqa: N818 - as above
 
 
 class CorruptCacheRefused(CacheRefused):
-    """Its content is truncated, edited, hostile or names a config that no longer exists."""
+    """Its content is truncated, edited or hostile."""
 
     remedy = "move it away, or run `attnforge tune`, which keeps it as *.refused and writes a new one"
 

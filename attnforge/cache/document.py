@@ -2,6 +2,9 @@
 
 The first line holds the format and a digest of everything after it, so that a truncation which is still valid YAML is
 detected, as is an edit. The rest is YAML for people to read and for ``strict_yaml`` to parse.
+
+Only configs differ between templates: an entry of other templates whose config the installed ones cannot have is set
+apart and written as it was read. Whatever else an attnforge adds to an entry is a new format.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from attnforge.cache.schema import FORMAT, Provenance, ShortText, TunedCache, TunedEntry
+from attnforge.cache.schema import FORMAT, Entry, Provenance, ShortText, TunedCache, TunedEntry, UnfitEntry
 from attnforge.cache.strict_yaml import parse
-from attnforge.codegen import AttentionSpec, Config, Pass, config_type
+from attnforge.codegen import AttentionSpec, Config, Pass, TemplateSet, config_type, schedule_of
 from attnforge.errors import CorruptCacheRefused, NewerCacheRefused
 from attnforge.target import Target
 
@@ -48,7 +51,7 @@ def encode(cache: TunedCache) -> bytes:
     plain = {
         "target": msgspec.to_builtins(cache.target),
         "attnforge": cache.attnforge,
-        "entries": [_plain_entry(entry) for entry in sorted(cache.entries, key=_order)],
+        "entries": [_plain_entry(entry) for entry in sorted(cache.all_entries, key=_order)],
     }
     # default_flow_style None: innermost mappings take one line each. Without allow_unicode, what is not ASCII is
     # escaped: PyYAML 6 writes U+0085 in single quotes otherwise, and reads it back as a space.
@@ -74,22 +77,28 @@ def decode(content: bytes, path: Path) -> TunedCache:
     try:
         # The first line is a comment: parsed along, it keeps the line numbers of messages right.
         record = msgspec.convert(parse(content.decode()), _CacheRecord)
-        entries = tuple(_entry(index, entry) for index, entry in enumerate(record.entries))
-        return TunedCache(target=record.target, attnforge=record.attnforge, entries=entries)
+        found = [_entry(index, entry) for index, entry in enumerate(record.entries)]
+        return TunedCache(
+            target=record.target,
+            attnforge=record.attnforge,
+            entries=tuple(entry for entry in found if isinstance(entry, TunedEntry)),
+            unfit=tuple(entry for entry in found if isinstance(entry, UnfitEntry)),
+        )
     except UnicodeDecodeError as error:
         raise CorruptCacheRefused(path, "it is not UTF-8 text") from error
     except ValueError as error:  # of strict_yaml, msgspec, codegen and the schema
         raise CorruptCacheRefused(path, str(error)) from error
 
 
-def _order(entry: TunedEntry) -> tuple[object, ...]:
+def _order(entry: Entry) -> tuple[object, ...]:
     astuple = msgspec.structs.astuple
     return (dataclasses.astuple(entry.spec), astuple(entry.bucket), astuple(entry.toolchain))
 
 
-def _plain_entry(entry: TunedEntry) -> dict[str, object]:
+def _plain_entry(entry: Entry) -> dict[str, object]:
     """What was found first, then how it was found."""
     plain: dict[str, Any] = msgspec.to_builtins(entry)
+    plain.pop("reason", None)  # an unfit entry's, which is the reader's to find
     spec = plain.pop("spec")
     found = {
         "spec": {"pass": spec.pop("pass_"), **spec},
@@ -100,12 +109,18 @@ def _plain_entry(entry: TunedEntry) -> dict[str, object]:
     return found | plain
 
 
-def _entry(index: int, record: _EntryRecord) -> TunedEntry:
+def _entry(index: int, record: _EntryRecord) -> TunedEntry | UnfitEntry:
     """Raises ValueError, which names the entry, on a spec or config that cannot be."""
     values = {field: getattr(record, field) for field in Provenance.__struct_fields__}
     try:
         spec = AttentionSpec(**msgspec.structs.asdict(record.spec))
-        return TunedEntry(spec=spec, config=_config(record, spec.pass_), **values)
+        try:
+            return TunedEntry(spec=spec, config=_config(record, spec.pass_), **values)
+        except ValueError as error:
+            installed = TemplateSet.installed().digest_of(schedule_of(record.schedule, spec.pass_))
+            if record.toolchain.templates == installed:
+                raise
+            return UnfitEntry(spec=spec, config=record.config, reason=str(error), **values)
     except ValueError as error:
         raise ValueError(f"entries[{index}]: {error}") from error
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from attnforge.cache.reader import read_users_cache
-from attnforge.cache.schema import Source, TunedCache, TunedEntry
+from attnforge.cache.schema import Entry, Source, TunedCache
 from attnforge.cache.store import merge
 from attnforge.codegen import AttentionSpec
 from attnforge.errors import AttnforgeError, CacheRefused, UntrustedCacheRefused
@@ -57,7 +57,7 @@ class MergedEntry:
     change: Change
     reason: str
     source: Path
-    offered: TunedEntry
+    offered: Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +100,14 @@ def target_of(sources: Sequence[MergeSource], gpu: Target | None) -> Target:
     return target
 
 
-def explain_merge(existing: Iterable[TunedEntry], sources: Iterable[MergeSource]) -> list[MergedEntry]:
+def explain_merge(existing: Iterable[Entry], sources: Iterable[MergeSource]) -> list[MergedEntry]:
     """What merging ``sources``, in order, into ``existing`` entries changes: one record for each entry of theirs."""
     explained = []
     standing = tuple(existing)
     for source in sources:
-        merged = merge(standing, source.cache.entries)
+        merged = merge(standing, source.cache.all_entries)
         before, after = _Entries(standing), _Entries(merged)
-        for entry in source.cache.entries:
+        for entry in source.cache.all_entries:
             change, reason = _change(entry, before, after)
             explained.append(MergedEntry(change, reason, source.path, entry))
         standing = merged
@@ -117,17 +117,17 @@ def explain_merge(existing: Iterable[TunedEntry], sources: Iterable[MergeSource]
 class _Entries:
     """The entries of a cache by their key, and the sources of those for one spec and bucket."""
 
-    def __init__(self, entries: Iterable[TunedEntry]) -> None:
+    def __init__(self, entries: Iterable[Entry]) -> None:
         self.by_key = {entry.key: entry for entry in entries}
         self._sources: dict[tuple[AttentionSpec, Bucket], set[Source]] = {}
         for entry in self.by_key.values():
             self._sources.setdefault((entry.spec, entry.bucket), set()).add(entry.source)
 
-    def sources(self, entry: TunedEntry) -> set[Source]:
+    def sources(self, entry: Entry) -> set[Source]:
         return self._sources.get((entry.spec, entry.bucket), set())
 
 
-def _change(offered: TunedEntry, before: _Entries, after: _Entries) -> tuple[Change, str]:
+def _change(offered: Entry, before: _Entries, after: _Entries) -> tuple[Change, str]:
     rival = before.by_key.get(offered.key)
     if rival == offered:
         return Change.KEPT, "the same entry is there"
@@ -145,7 +145,7 @@ def _change(offered: TunedEntry, before: _Entries, after: _Entries) -> tuple[Cha
     return Change.KEPT, f"the entry there is newer ({_when(rival, offered)})"
 
 
-def _why_better(offered: TunedEntry, rival: TunedEntry) -> str:
+def _why_better(offered: Entry, rival: Entry) -> str:
     if offered.source is not rival.source:
         return MEASURED_AT_LAST
     if offered.created == rival.created:
@@ -153,7 +153,7 @@ def _why_better(offered: TunedEntry, rival: TunedEntry) -> str:
     return f"newer ({_when(offered, rival)})"
 
 
-def _when(newer: TunedEntry, older: TunedEntry) -> str:
+def _when(newer: Entry, older: Entry) -> str:
     """Both dates, with the time of day where the day is the same."""
     style = "%Y-%m-%d" if newer.created.date() != older.created.date() else "%Y-%m-%d %H:%M:%S"
     return f"{newer.created:{style}}, not {older.created:{style}}"

@@ -145,10 +145,26 @@ class Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
             raise ValueError("median_ms belongs to measured entries, and to all of them")
 
 
-class TunedEntry(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The winning config of a spec on a bucket, with its provenance."""
+class Entry(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was found for a spec on a bucket, whether or not the installed templates can render it."""
 
     spec: AttentionSpec
+
+    @property
+    def key(self) -> EntryKey:
+        """What a cache holds at most one entry for."""
+        triton_minor, templates = _minor(self.toolchain.triton), self.toolchain.templates
+        return EntryKey(self.spec, self.bucket, self.schedule, triton_minor, templates)
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Why it is not exact in this process, in words; empty when its toolchain is the installed one."""
+        return self.toolchain.differences(Toolchain.installed(self.schedule, self.spec.pass_))
+
+
+class TunedEntry(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The winning config of a spec on a bucket, with its provenance."""
+
     config: Config
 
     @property
@@ -156,16 +172,14 @@ class TunedEntry(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The kernel that it names."""
         return Variant(self.spec, self.schedule, self.config)
 
-    @property
-    def differences(self) -> tuple[str, ...]:
-        """Why it is not exact in this process, in words; empty when its toolchain is the installed one."""
-        return self.toolchain.differences(Toolchain.installed(self.schedule, self.spec.pass_))
 
-    @property
-    def key(self) -> EntryKey:
-        """What a cache holds at most one entry for."""
-        triton_minor, templates = _minor(self.toolchain.triton), self.toolchain.templates
-        return EntryKey(self.spec, self.bucket, self.schedule, triton_minor, templates)
+class UnfitEntry(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An entry of other templates, whose config the installed ones cannot have. It is kept for them, and never used."""
+
+    config: dict[str, bool | int | str]
+    """As the file has it."""
+    reason: str
+    """Why it cannot be used, in words."""
 
 
 class EntryKey(NamedTuple):
@@ -183,15 +197,27 @@ class EntryKey(NamedTuple):
 
 
 class TunedCache(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The entries of one target, at most one a key."""
+    """The entries of one target, at most one a key, fit or not."""
 
     target: Target
     attnforge: ShortText
     """Version that wrote it."""
     entries: tuple[TunedEntry, ...]
+    unfit: tuple[UnfitEntry, ...] = ()
 
     def __post_init__(self) -> None:
-        keys = Counter(entry.key for entry in self.entries)
+        keys = Counter(entry.key for entry in self.all_entries)
         for key, count in keys.items():
             if count > 1:
                 raise ValueError(f"{count} entries for {key.spec.name} on {key.bucket.name}")
+
+    @property
+    def all_entries(self) -> tuple[Entry, ...]:
+        """What its file holds."""
+        return (*self.entries, *self.unfit)
+
+    @property
+    def unserved(self) -> tuple[UnfitEntry, ...]:
+        """Unfit entries for whose spec and bucket no other one is there: what was tuned, and no longer counts."""
+        served = {(entry.spec, entry.bucket) for entry in self.entries}
+        return tuple(entry for entry in self.unfit if (entry.spec, entry.bucket) not in served)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
@@ -14,7 +15,7 @@ from attnforge import __version__
 from attnforge.cache.document import decode, encode
 from attnforge.cache.reader import SIZE_LIMIT, read_shipped_cache, read_users_cache
 from attnforge.cache.replacement import move_aside, remove_leftovers, replace_file
-from attnforge.cache.schema import EntryKey, Source, TunedCache, TunedEntry
+from attnforge.cache.schema import Entry, EntryKey, Source, TunedCache, TunedEntry, UnfitEntry
 from attnforge.cache.trusted_files import UntrustedFileError, open_trusted_folder
 from attnforge.errors import (
     CacheNotWrittenError,
@@ -94,23 +95,28 @@ class TunedCacheStore:
         return cache
 
     def load(self, target: Target) -> tuple[LoadedCache, ...]:
-        """The target's caches in look-up order; a refused one is left out, with one CacheRefusedWarning a store."""
+        """The target's caches in look-up order; a refused one is left out, with one CacheRefusedWarning a store.
+
+        What a file holds for other templates alone is left out likewise.
+        """
         loaded = []
         for place in self.places(target):
             try:
-                loaded.append(LoadedCache(place.path, place.origin, self.read(place)))
+                cache = self.read(place)
             except FileNotFoundError:
                 continue
             except CacheRefused as refused:
-                self._warn_once(place.path, refused)
+                self._warn_once(place.path, f"{refused} (until then other caches or the defaults serve)")
+                continue
+            loaded.append(LoadedCache(place.path, place.origin, cache))
+            if cache.unserved:
+                self._warn_once(place.path, _without(place.path, cache.unserved))
         return tuple(loaded)
 
-    def _warn_once(self, path: Path, refused: CacheRefused) -> None:
-        if (path, refused.reason) not in self._warned:
-            self._warned.add((path, refused.reason))
-            warnings.warn(
-                f"{refused} (until then other caches or the defaults serve)", CacheRefusedWarning, stacklevel=3
-            )
+    def _warn_once(self, path: Path, message: str) -> None:
+        if (path, message) not in self._warned:
+            self._warned.add((path, message))
+            warnings.warn(message, CacheRefusedWarning, stacklevel=3)
 
     def write(self, target: Target, entries: Iterable[TunedEntry]) -> Path:
         """Merges entries into the target's file and returns its path; without any, the file is left alone.
@@ -125,7 +131,7 @@ class TunedCacheStore:
             self._merge(path, target, entries, root=self._settings.cache_dir, moves_corrupt=True)
         return path
 
-    def merge_into(self, path: Path, target: Target, entries: Iterable[TunedEntry]) -> tuple[TunedEntry, ...]:
+    def merge_into(self, path: Path, target: Target, entries: Iterable[Entry]) -> tuple[Entry, ...]:
         """Does what ``write`` does to any file, and returns the entries that it held before.
 
         A corrupt file is refused too, unless it is the target's own: a path that somebody typed may be something else.
@@ -135,8 +141,8 @@ class TunedCacheStore:
         return self._merge(path.absolute(), target, tuple(entries), root=root, moves_corrupt=is_own)
 
     def _merge(
-        self, path: Path, target: Target, entries: tuple[TunedEntry, ...], *, root: Path, moves_corrupt: bool
-    ) -> tuple[TunedEntry, ...]:
+        self, path: Path, target: Target, entries: tuple[Entry, ...], *, root: Path, moves_corrupt: bool
+    ) -> tuple[Entry, ...]:
         import filelock
 
         try:
@@ -145,7 +151,7 @@ class TunedCacheStore:
                 os.close(open_trusted_folder(folder, root=root))
             with filelock.FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT, mode=0o600):
                 existing = _existing(path, target, root, moves_corrupt)
-                _replace(path, TunedCache(target=target, attnforge=__version__, entries=merge(existing, entries)))
+                _replace(path, _cache_of(target, merge(existing, entries)))
                 return existing
         except UntrustedFileError as error:
             raise UntrustedCacheRefused(path, str(error)) from error
@@ -156,7 +162,27 @@ class TunedCacheStore:
             raise CacheNotWrittenError(path, str(error)) from error
 
 
-def _existing(path: Path, target: Target, root: Path, moves_corrupt: bool) -> tuple[TunedEntry, ...]:
+def _without(path: Path, unfit: Sequence[UnfitEntry]) -> str:
+    """What to say of entries that nothing stands in for."""
+    counts = Counter(entry.reason for entry in unfit)
+    reasons = "; ".join(f"{count} of them: {reason}" for reason, count in counts.items())
+    return (
+        f"tuned cache {path}: {len(unfit)} entries of other templates are not used, for their configs mean nothing to "
+        f"these ({reasons}); run `attnforge tune` to have them measured again"
+    )
+
+
+def _cache_of(target: Target, entries: Iterable[Entry]) -> TunedCache:
+    entries = tuple(entries)
+    return TunedCache(
+        target=target,
+        attnforge=__version__,
+        entries=tuple(entry for entry in entries if isinstance(entry, TunedEntry)),
+        unfit=tuple(entry for entry in entries if isinstance(entry, UnfitEntry)),
+    )
+
+
+def _existing(path: Path, target: Target, root: Path, moves_corrupt: bool) -> tuple[Entry, ...]:
     """What a file holds before a merge; a corrupt one is moved out of the way, where that is allowed."""
     try:
         existing = read_users_cache(path, root=root)
@@ -170,7 +196,7 @@ def _existing(path: Path, target: Target, root: Path, moves_corrupt: bool) -> tu
         return ()
     if existing.target.slug != target.slug:
         raise ForeignCacheRefused(path, f"it was made for {existing.target.slug}, not for {target.slug}")
-    return existing.entries
+    return existing.all_entries
 
 
 def _replace(path: Path, cache: TunedCache) -> None:
@@ -185,9 +211,9 @@ def _replace(path: Path, cache: TunedCache) -> None:
     replace_file(path, content)
 
 
-def merge(existing: Iterable[TunedEntry], new: Iterable[TunedEntry]) -> tuple[TunedEntry, ...]:
+def merge(existing: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, ...]:
     """At most one entry a key: measured before predicted, then the newer; predictions that were measured since go."""
-    best: dict[EntryKey, TunedEntry] = {}
+    best: dict[EntryKey, Entry] = {}
     for entry in (*existing, *new):
         rival = best.get(entry.key)
         if rival is None or _rank(entry) >= _rank(rival):
@@ -196,5 +222,5 @@ def merge(existing: Iterable[TunedEntry], new: Iterable[TunedEntry]) -> tuple[Tu
     return tuple(e for e in best.values() if e.source is Source.MEASURED or (e.spec, e.bucket) not in measured)
 
 
-def _rank(entry: TunedEntry) -> tuple[bool, float]:
+def _rank(entry: Entry) -> tuple[bool, float]:
     return entry.source is Source.MEASURED, entry.created.timestamp()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnforge.cache.reader import read_users_cache
-from attnforge.cache.schema import TunedCache, TunedEntry
+from attnforge.cache.schema import Entry, TunedCache, TunedEntry
 from attnforge.cache.store import CacheFile, TunedCacheStore
 from attnforge.cli.cache_sharing import diff as diff
 from attnforge.cli.cache_sharing import merge as merge
@@ -78,7 +78,8 @@ def verify(
             typer.echo(refused, err=True)
             some_refused = True
         else:
-            typer.echo(f"{file}: accepted, {len(cache.entries)} entries for {cache.target.slug}")
+            unfit = f", {len(cache.unfit)} of them for other templates alone" if cache.unfit else ""
+            typer.echo(f"{file}: accepted, {len(cache.all_entries)} entries for {cache.target.slug}{unfit}")
     if some_refused:
         raise typer.Exit(1)
 
@@ -92,22 +93,22 @@ def _chosen(target: str | None) -> Target:
 
 
 def _print_cache(place: CacheFile, cache: TunedCache) -> None:
-    typer.echo(f"{place.path} ({place.origin}, {len(cache.entries)} entries)")
+    typer.echo(f"{place.path} ({place.origin}, {len(cache.all_entries)} entries)")
     table = Table(box=SIMPLE)
     for column in ("spec", "bucket", "schedule/config", "source", "ms", "gain", "date"):
         table.add_column(column, overflow="fold", justify="right" if column in ("ms", "gain") else "left")
-    for entry in cache.entries:
+    for entry in cache.all_entries:
         table.add_row(*_row(entry))
     # Piped output has no terminal to fit into: wide enough for every row to stay on its line.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    print_stale(cache.entries)
+    print_stale(cache.all_entries)
 
 
-def _row(entry: TunedEntry) -> tuple[str, ...]:
+def _row(entry: Entry) -> tuple[str, ...]:
     return (
         entry.spec.name,
         entry.bucket.name,
-        f"{entry.schedule}/{entry.config.name}",
+        f"{entry.schedule}/{entry.config.name if isinstance(entry, TunedEntry) else '(of other templates)'}",
         entry.source,
         "" if entry.median_ms is None else f"{entry.median_ms:.4f}",
         "" if entry.gain is None else f"{entry.gain:.2f}x",

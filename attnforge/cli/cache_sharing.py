@@ -25,7 +25,7 @@ from attnforge.cache.merging import (
     target_of,
 )
 from attnforge.cache.reader import read_to_look_at
-from attnforge.cache.schema import TunedCache, TunedEntry
+from attnforge.cache.schema import Entry, TunedCache, TunedEntry, UnfitEntry
 from attnforge.cache.store import TunedCacheStore
 from attnforge.errors import NoGpuError
 from attnforge.settings import Settings
@@ -55,7 +55,7 @@ def merge(
     target = target_of(read, _gpu() if into is None else None)
     store = TunedCacheStore(Settings.from_environment())
     path = into or store.path(target)
-    existing = store.merge_into(path, target, [entry for source in read for entry in source.cache.entries])
+    existing = store.merge_into(path, target, [entry for source in read for entry in source.cache.all_entries])
     explained = explain_merge(existing, read)
     _print_merge(explained)
     counts = Counter(record.change for record in explained)
@@ -83,12 +83,13 @@ def diff(
         raise typer.Exit(1)
 
 
-def print_stale(entries: Iterable[TunedEntry]) -> None:
-    """Says which of ``entries`` were found with another Triton or other templates."""
-    stale = Counter(entry.differences for entry in entries)
-    for differences, count in stale.items():
+def print_stale(entries: Iterable[Entry]) -> None:
+    """Says which of ``entries`` were found with another Triton or other templates, and whether they serve."""
+    stale = Counter((entry.differences, entry.reason if isinstance(entry, UnfitEntry) else None) for entry in entries)
+    for (differences, unfit), count in stale.items():
         if differences:
-            typer.echo(f"  {count} of them found with {'; '.join(differences)}: they serve, but not as exact\n")
+            serve = "they serve, but not as exact" if unfit is None else f"they do not serve ({unfit})"
+            typer.echo(f"  {count} of them found with {'; '.join(differences)}: {serve}\n")
 
 
 def _gpu() -> Target | None:

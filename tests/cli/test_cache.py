@@ -9,7 +9,7 @@ from attnforge.cache.store import TunedCacheStore
 from attnforge.cli import main
 from attnforge.settings import Settings
 from attnforge.target import Target
-from tests.runtime.cache.entries import ARCH, GPU, a_cache, measured, put
+from tests.runtime.cache.entries import ARCH, GPU, a_cache, measured, put, unfit
 
 
 @pytest.fixture
@@ -113,3 +113,11 @@ def test_verify_takes_files_from_anywhere(run, tmp_path):
     assert f"{good}: accepted" in out
     assert re.search(f"{shared} is refused: .*written by others", err)
     assert f"{missing}: there is no such file" in err
+
+
+def test_entries_that_only_other_templates_can_use_are_shown_and_counted(caches, run):
+    path = put(caches.path(GPU), encode(a_cache(measured(64), target=GPU, unfit=(unfit(96),))))
+    assert f"{path}: accepted, 2 entries for {GPU.slug}, 1 of them for other templates alone" in run("verify", path)[1]
+    _, out, _ = run("show")
+    assert "portable/(of other templates)" in out
+    assert "they do not serve (config has unknown fields: cluster)" in out

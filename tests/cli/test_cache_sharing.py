@@ -10,7 +10,7 @@ from attnforge.cli import main
 from attnforge.errors import NoGpuError
 from attnforge.settings import Settings
 from attnforge.target import Target
-from tests.runtime.cache.entries import ARCH, GPU, LATE, a_cache, a_config, measured, predicted, put
+from tests.runtime.cache.entries import ARCH, GPU, LATE, a_cache, a_config, measured, predicted, put, unfit
 
 
 @pytest.fixture
@@ -55,6 +55,17 @@ def run(capsys):
 def line_of(out, *words):
     (line,) = [line for line in out.splitlines() if all(word in line for word in words)]
     return line
+
+
+def test_merge_takes_entries_that_only_other_templates_can_use_along(caches, run, cache_file):
+    path = caches.write(GPU, [measured(64)])
+    theirs = put(cache_file("theirs.yaml"), encode(a_cache(target=GPU, unfit=(unfit(128),))))
+    status, out, err = run("merge", theirs)
+    assert (status, err) == (0, "")
+    assert "added" in line_of(out, "forward_d128_causal")
+    assert "they do not serve (config has unknown fields: cluster)" in out
+    cache = read_users_cache(path, root=path.parent)
+    assert (cache.entries, cache.unfit) == ((measured(64),), (unfit(128),))
 
 
 def test_merge_says_what_became_of_each_entry(caches, run, cache_file):

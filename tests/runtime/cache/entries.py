@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from attnforge.cache.document import decode
-from attnforge.cache.schema import Source, Toolchain, TunedCache, TunedEntry
-from attnforge.codegen import AttentionSpec, Config, DType, HeadDimSplit, Pass, PortableForwardConfig, Schedule
+from attnforge.cache.schema import Entry, Source, Toolchain, TunedCache, TunedEntry, UnfitEntry
+from attnforge.codegen import (
+    AttentionSpec,
+    Config,
+    DType,
+    HeadDimSplit,
+    Pass,
+    PortableForwardConfig,
+    Schedule,
+    fields_of,
+)
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
 
@@ -54,12 +63,22 @@ def measured(head_dim: int = 128, seqlen: int = 4096, **changes: Any) -> TunedEn
     return TunedEntry(**fields | changes)
 
 
+def unfit(head_dim: int = 128, seqlen: int = 4096, **changes: Any) -> UnfitEntry:
+    """An entry of templates whose configs have a field that these do not know."""
+    entry = measured(head_dim, seqlen, **changes)
+    values = {field: getattr(entry, field) for field in Entry.__struct_fields__}
+    config = {
+        field: value if isinstance(value, int) else str(value) for field, value in fields_of(entry.config).items()
+    }
+    return UnfitEntry(config=config | {"cluster": 2}, reason="config has unknown fields: cluster", **values)
+
+
 def predicted(head_dim: int = 128, seqlen: int = 4096, **changes: Any) -> TunedEntry:
     return measured(head_dim, seqlen, **{"source": Source.PREDICTED, "median_ms": None, "default_ms": None} | changes)
 
 
-def a_cache(*entries: TunedEntry, target: Target = ARCH) -> TunedCache:
-    return TunedCache(target=target, attnforge="0.1.0", entries=entries)
+def a_cache(*entries: TunedEntry, target: Target = ARCH, unfit: tuple[UnfitEntry, ...] = ()) -> TunedCache:
+    return TunedCache(target=target, attnforge="0.1.0", entries=entries, unfit=unfit)
 
 
 def signed(body: bytes, file_format: int = 1) -> bytes:

@@ -1,3 +1,4 @@
+import re
 from datetime import UTC
 from pathlib import Path
 
@@ -7,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnforge.cache.document import decode, encode
-from attnforge.cache.schema import Conditions, GpuState, Throttle
-from attnforge.codegen import AttentionSpec, DType, Limits, Pass, default_config
+from attnforge.cache.schema import Conditions, GpuState, Throttle, Toolchain
+from attnforge.codegen import AttentionSpec, DType, Limits, Pass, Schedule, default_config
 from attnforge.errors import CacheRefused, CorruptCacheRefused, NewerCacheRefused
 from attnforge.problem import Bucket, Problem
 from tests.runtime.cache.entries import ARCH, GPU, a_cache, measured, predicted, signed
@@ -136,7 +137,6 @@ EDITS = {
     "causal NO": (b"causal: true", b"causal: NO", "'NO' means different things"),
     "seqlen 1:30": (b"seqlen_q: 4096", b"seqlen_q: 1:30", "'1:30' means different things"),
     "octal": (b"block_n: 64", b"block_n: 0100", "'0100' means different things"),
-    "quoted int": (b"block_n: 64", b"block_n: '64'", "block_n"),
     "bool for int": (b"head_dim: 64", b"head_dim: true", "head_dim"),
     "float for int": (b"head_dim: 64", b"head_dim: 64.0", "head_dim"),
     "int for bool": (b"causal: true", b"causal: 1", "causal"),
@@ -148,10 +148,6 @@ EDITS = {
     "unknown entry field": (b"  schedule: portable", b"  template: x\n  schedule: portable", "template"),
     "unknown spec field": (b"causal: true", b"causal: true, window: 5", "window"),
     "unknown target field": (b"sm_count: 132", b"sm_count: 132, sms: 1", "sms"),
-    "unknown config field": (b"block_n: 64", b"block_n: 64, block_k: 64", r"entries\[0\]: .*unknown fields: block_k"),
-    "missing config field": (b"block_n: 64, ", b"", r"entries\[0\]: .*block_n"),
-    "config value": (b"block_n: 64", b"block_n: 63", r"entries\[0\]: .*block_n.*power of two"),
-    "config enum": (b"head_dim_split: chunks", b"head_dim_split: slices", "slices"),
     "duplicate key": (b"trials: 40", b"trials: 40\n  trials: 41", "duplicate key 'trials'"),
     "duplicate entry": (b"seqlen_q: 1024, seqlen_k: 1024", b"seqlen_q: 4096, seqlen_k: 4096", "2 entries for .*d128"),
     "bucket of another problem": (b"batch_heads: 64", b"batch_heads: 32", "bucket"),
@@ -166,12 +162,50 @@ EDITS = {
     "entries is a mapping": (b"entries:\n", b"entries: {}\nrest:\n", "rest|entries"),
 }  # fmt: skip
 
+CONFIG_EDITS = {
+    "quoted int": (b"block_n: 64", b"block_n: '64'", "block_n"),
+    "unknown config field": (b"block_n: 64", b"block_n: 64, block_k: 64", r"entries\[0\]: .*unknown fields: block_k"),
+    "missing config field": (b"block_n: 64, ", b"", r"entries\[0\]: .*block_n"),
+    "config value": (b"block_n: 64", b"block_n: 63", r"entries\[0\]: .*block_n.*power of two"),
+    "config enum": (b"head_dim_split: chunks", b"head_dim_split: slices", "slices"),
+}  # fmt: skip
+
 
 @pytest.mark.parametrize(("old", "new", "reason"), EDITS.values(), ids=EDITS)
 def test_a_signed_edit_that_no_cache_would_say_is_refused_with_its_reason(old, new, reason):
     edited = BODY.replace(old, new)
     assert edited != BODY
     with pytest.raises(CorruptCacheRefused, match=reason):
+        decode(signed(edited), PATH)
+
+
+def body_of(*entries):
+    return encode(a_cache(*entries)).partition(b"\n")[2]
+
+
+@pytest.mark.parametrize(("old", "new", "reason"), CONFIG_EDITS.values(), ids=CONFIG_EDITS)
+def test_a_config_that_its_own_templates_do_not_have_is_refused(old, new, reason):
+    edited = body_of(measured(64, toolchain=Toolchain.installed(Schedule.PORTABLE, Pass.FORWARD))).replace(old, new)
+    with pytest.raises(CorruptCacheRefused, match=reason):
+        decode(signed(edited), PATH)
+
+
+@pytest.mark.parametrize(("old", "new", "reason"), CONFIG_EDITS.values(), ids=CONFIG_EDITS)
+def test_a_config_that_only_other_templates_have_is_set_apart_and_written_as_it_was(old, new, reason):
+    body = body_of(measured(64), measured(128))
+    cache = decode(signed(body.replace(old, new, 1)), PATH)
+    assert cache.entries == (measured(128),)
+    (unfit,) = cache.unfit
+    assert unfit.spec == measured(64).spec
+    assert re.search(reason.removeprefix(r"entries\[0\]: "), unfit.reason)
+    again = decode(encode(cache), PATH)
+    assert again == cache
+    assert encode(again) == encode(cache)
+
+
+def test_a_spec_that_cannot_be_is_refused_whatever_the_templates():
+    edited = body_of(measured(64)).replace(b"head_dim_v: 64", b"head_dim_v: 63").replace(b"block_n", b"block_k")
+    with pytest.raises(CorruptCacheRefused, match="head_dim_v"):
         decode(signed(edited), PATH)
 
 

@@ -4,13 +4,25 @@ import msgspec
 import pytest
 
 from attnforge.cache import store
-from attnforge.cache.document import encode
+from attnforge.cache.document import decode, encode
 from attnforge.cache.store import Origin, merge
 from attnforge.errors import (
     CacheRefusedWarning,
 )
 from attnforge.target import Target
-from tests.runtime.cache.entries import ARCH, GPU, LATE, a_cache, a_config, entries_of, measured, predicted, put, signed
+from tests.runtime.cache.entries import (
+    ARCH,
+    GPU,
+    LATE,
+    a_cache,
+    a_config,
+    entries_of,
+    measured,
+    predicted,
+    put,
+    signed,
+    unfit,
+)
 
 
 def test_the_path_is_the_first_place_of_a_look_up(caches, settings):
@@ -150,3 +162,32 @@ def test_a_good_cache_makes_no_warning(caches):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(caches.load(ARCH)) == 1
+
+
+# Entries that only other templates can use
+
+
+def test_entries_of_other_templates_are_left_out_with_one_warning_and_the_others_serve(caches):
+    path = put(caches.path(ARCH), encode(a_cache(measured(64), unfit=(unfit(128), unfit(96)))))
+    with pytest.warns(CacheRefusedWarning, match=f"{path}: 2 entries of other templates.*cluster.*attnforge tune"):
+        (loaded,) = caches.load(ARCH)
+    assert loaded.cache.entries == (measured(64),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        caches.load(ARCH)
+
+
+def test_what_was_tuned_again_since_needs_no_warning(caches):
+    tuned_again = measured(toolchain=msgspec.structs.replace(measured().toolchain, templates="f" * 16))
+    put(caches.path(ARCH), encode(a_cache(tuned_again, unfit=(unfit(),))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert caches.load(ARCH)[0].cache.entries == (tuned_again,)
+
+
+def test_a_write_takes_nothing_away_that_other_templates_found(caches):
+    path = put(caches.path(ARCH), encode(a_cache(measured(64), unfit=(unfit(128),))))
+    caches.write(ARCH, [measured(96)])
+    cache = decode(path.read_bytes(), path)
+    assert (cache.entries, cache.unfit) == ((measured(64), measured(96)), (unfit(128),))
+    assert not list(path.parent.glob("*.refused*"))
