@@ -13,6 +13,8 @@ import optuna
 import sqlalchemy
 
 from attnforge.cache.schema import Versions
+from attnforge.cache.store import LoadedCache, Origin
+from attnforge.codegen import AttentionSpec
 from attnforge.compilation import CompilePool
 from attnforge.tuner.budget import Budget
 from attnforge.tuner.comparer import Comparer
@@ -51,6 +53,8 @@ class Session:
     """URL of the studies; None is the user's own file."""
     results: list[SpecResult] = field(default_factory=list)
     """Grows as specs are done: what an interrupted session has kept."""
+    left: list[AttentionSpec] = field(default_factory=list)
+    """Grows when the budget is spent: specs that did not get their turn."""
 
     def run(self) -> bool:
         """Tune everything; False when it was interrupted (Ctrl-C, SIGTERM). Closes the workers in any case.
@@ -96,20 +100,24 @@ class Session:
         devices = len(resources.comparers)
         self.progress.began(resources.target, devices)
         at_once = self._specs_at_once(devices)
+        if self.fresh:
+            for task in self.tasks:
+                for problem in task.problems:
+                    resources.studies.discard(task.spec, problem, resources.versions)
         budget = Budget(self.effort.budget_s, [task.weight for task in self.tasks], at_once)
         turns = asyncio.Semaphore(at_once)
         async with asyncio.TaskGroup() as group:
-            for place, task in enumerate(self.tasks):
+            for place, task in enumerate(_longest_waiting_first(self.tasks, resources.caches)):
                 group.create_task(self._tune_in_turn(task, place, resources, budget, turns))
 
     async def _tune_in_turn(
         self, task: Task, place: int, resources: Resources, budget: Budget, turns: asyncio.Semaphore
     ) -> None:
         async with turns:
-            if self.fresh:
-                for problem in task.problems:
-                    resources.studies.discard(task.spec, problem, resources.versions)
             tuner = SpecTuner(task, resources, place)
+            if budget.is_spent and not tuner.is_done:
+                self.left.append(task.spec)
+                return
             ends = budget.start(task.weight)
             result = await tuner.tune(lambda: not budget.has_passed(ends))
             budget.finish(task.weight)
@@ -121,3 +129,14 @@ class Session:
     @staticmethod
     def _specs_at_once(devices: int) -> int:
         return max(SPECS_AT_ONCE, devices)
+
+
+def _longest_waiting_first(tasks: Sequence[Task], caches: Sequence[LoadedCache]) -> list[Task]:
+    """What the user's caches say nothing of, in the order given; then what was tuned longest ago. So a tune whose
+    budget was spent goes on with what it had to leave."""
+    tuned: dict[AttentionSpec, float] = {}
+    for loaded in caches:
+        if loaded.origin is Origin.USER:
+            for entry in loaded.cache.entries:
+                tuned[entry.spec] = max(entry.created.timestamp(), tuned.get(entry.spec, 0.0))
+    return sorted(tasks, key=lambda task: tuned.get(task.spec, 0.0))

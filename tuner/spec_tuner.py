@@ -99,7 +99,7 @@ class SpecTuner:
         """Search until the trials are spent or ``has_time`` says no, then compare. Nothing is written yet."""
         if not self.offer.spaces:
             return SpecResult(self.search.spec, tuple(map(self._not_offered, self.search.problems)), trials=0)
-        if self._is_done():
+        if self.is_done:
             return self._result([self._kept(problem) for problem in self.search.problems])
         self._resources.progress.started(self.search)
         self._comparer.expect()
@@ -118,7 +118,8 @@ class SpecTuner:
             if problem not in self._noisy and all(variant.schedule in self.offer.spaces for variant in study.outcomes):
                 study.confirm()
 
-    def _is_done(self) -> bool:
+    @property
+    def is_done(self) -> bool:
         """Whether an earlier run finished every trial, and what it chose still is what runs."""
         return self.search.is_complete and all(
             study.confirmed_trials == len(study.outcomes) and self._in_office[problem].kind is DecisionKind.EXACT

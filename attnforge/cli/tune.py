@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +18,19 @@ from attnforge.cli.selection import (
     PassOption,
     SelectionError,
     selected_specs,
+)
+from attnforge.cli.tune_options import (
+    BudgetOption,
+    FreshOption,
+    JobsOption,
+    QuickOption,
+    ScheduleOption,
+    SeedOption,
+    SeqlenOption,
+    StorageOption,
+    StrategyOption,
+    TargetOption,
+    TrialsOption,
 )
 from attnforge.codegen import AttentionSpec, DType, Schedule, schedules_of
 from attnforge.compilation import CompilePool
@@ -53,77 +64,6 @@ INTERPRETING = Deadlines(check=600.0)
 """Seconds: the largest tiles take a minute on a busy core."""
 INTERRUPTED = 130
 """Exit code: 128 + SIGINT, as shells have it."""
-
-
-def _duration(text: str) -> float:
-    """Seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
-    if found is None or float(found[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is not a duration such as 90s, 5m or 1h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-SeqlenOption = Annotated[
-    list[int] | None,
-    typer.Option("--seqlen", min=1, help="Sequence length to tune for; repeat it for several. 1024, 4096 and 16384."),
-]
-TargetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--target",
-        help="Predict for an arch such as sm_90 or gfx942 instead of measuring: nothing runs on a GPU. The entries are "
-        "marked as predicted, and a tune on such a GPU replaces them.",
-    ),
-]
-QuickOption = Annotated[
-    bool,
-    typer.Option(
-        "--quick",
-        help="Minutes: one sequence length, fewer configs; with --target also head dims 64 and 128 alone.",
-    ),
-]
-TrialsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--trials",
-        min=1,
-        help="Configs to try for each kernel, earlier runs' included, unless nothing promises more before. 32.",
-    ),
-]
-BudgetOption = Annotated[
-    float | None,
-    typer.Option(
-        "--budget", parser=_duration, metavar="TIME",
-        help="For everything, such as 90s, 5m or 1h; the kernels share it. 7m.",
-    ),
-]  # fmt: skip
-JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Compilers at once. One a core.")]
-ScheduleOption = Annotated[
-    list[Schedule] | None,
-    typer.Option(
-        "--schedule",
-        help="Search this schedule alone; repeat it for several. Every one that can do a kernel on the GPU when left"
-        " out: hopper is for sm_90.",
-    ),
-]
-StrategyOption = Annotated[
-    StrategyName,
-    typer.Option(
-        "--strategy",
-        help="What proposes configs: gaussian learns from what was measured, and ends when nothing promises to be"
-        " faster; random; or exhaustive, which tries every config unless --trials or --budget ends it.",
-    ),
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of the proposals.")]
-StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--storage", metavar="URL",
-        help="Database that holds the trials, such as postgresql://user@host/name: tuners on any number of machines"
-        " that name the same one share the work. A SQLite file of your own.",
-    ),
-]  # fmt: skip
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs measured and start over.")]
 
 
 class NothingValidError(AttnforgeError):
@@ -241,6 +181,12 @@ def _measure(
     )
     finished = session.run()
     _report(session.results, finished, len(todo), settings, console, storage)
+    if session.left:
+        console.print(
+            f"The budget is spent: {len(session.left)} of {len(todo)} kernels had no turn. The same command goes on"
+            " with them; --budget gives it more time.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _predict(

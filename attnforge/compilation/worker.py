@@ -7,6 +7,7 @@ passes a deadline. Requests and replies travel as frames on a socket of their ow
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from attnforge.compilation.outcome import Failure, FailureKind
 START_DEADLINE_S = 180.0
 """To import torch and triton: 3 s when idle, far more on a machine that compiles on every core."""
 READY = b"ready"
+FOLDER_PREFIX = "attnforge-worker-"
+"""Of the temporary folder that each worker has for itself and what it starts."""
 _BYTES_QUOTED = 2000
 
 
@@ -34,7 +37,7 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="attnforge-worker-", ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
         self._output: IO[bytes] = Path(self._folder.name, "output").open("ab+")  # noqa: SIM115 - closed by close()
         self._connection, theirs = socket.socketpair()
         with theirs:
@@ -129,7 +132,11 @@ def _read_until_parent_ends(connection: socket.socket, requests: SimpleQueue[byt
         while True:
             requests.put(receive_frame(connection))
     except FrameError:
-        # Nobody is left to answer. The group is this process's own, and holds the assembler that it may have started.
+        # Nobody is left to answer, or to tidy up. The group is this process's own, and holds the assembler that it may
+        # have started.
+        folder = Path(tempfile.gettempdir())
+        if folder.name.startswith(FOLDER_PREFIX):  # it is another where that one cannot be written
+            shutil.rmtree(folder, ignore_errors=True)
         os.killpg(os.getpid(), signal.SIGKILL)
 
 

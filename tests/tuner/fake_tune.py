@@ -42,13 +42,14 @@ def session_of(
     trials: int = 10,
     schedules: tuple[Schedule, ...] = (Schedule.PORTABLE,),
     cache: str = "cache",
+    budget_s: float = 600.0,
     **options: object,
 ) -> Session:
     settings = Settings(Path(script.folder, cache))
     shipped = Path(script.folder, "shipped")
     return Session(
         tasks=todo,
-        effort=Effort(trials=trials, budget_s=600.0, jobs=2, schedules=schedules),
+        effort=Effort(trials=trials, budget_s=budget_s, jobs=2, schedules=schedules),
         keeper=Keeper(settings, TunedCacheStore(settings, shipped)),
         measurer=measurer_of(script),
         pool=CompilePool(1, deadline_s=4.0, command=fake_command("fake_compiler.py", script)),

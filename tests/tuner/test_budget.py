@@ -43,3 +43,16 @@ def test_a_spent_budget_leaves_no_time() -> None:
     budget = Budget(10.0, [1.0], 1, clock)
     clock.now = 500.0
     assert budget.has_passed(budget.start(1.0))
+
+
+def test_it_is_spent_a_little_after_its_end_but_never_before_the_first_start() -> None:
+    clock = Clock()
+    budget = Budget(10.0, [1.0, 1.0], 1, clock)
+    clock.now = 500.0
+    assert not budget.is_spent
+    budget = Budget(10.0, [1.0, 1.0], 1, clock)
+    budget.start(1.0)
+    clock.now = 510.5
+    assert not budget.is_spent, "the last spec may begin late"
+    clock.now = 511.0
+    assert budget.is_spent

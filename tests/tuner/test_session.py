@@ -33,6 +33,7 @@ FORWARD_SPEC = AttentionSpec(pass_=Pass.FORWARD, head_dim=32, head_dim_v=32, cau
 """Of a head dim whose default is portable on sm_90."""
 BACKWARD_SPEC = AttentionSpec(pass_=Pass.BACKWARD, head_dim=32, head_dim_v=32, causal=False)
 """Portable's on every target."""
+CAUSAL_SPEC = AttentionSpec(pass_=Pass.FORWARD, head_dim=32, head_dim_v=32, causal=True)
 SPACE = SearchSpace(FORWARD_SPEC, FORWARD, DType.BF16, TARGET.limits)
 DEFAULT = Variant(FORWARD_SPEC, *default_config(FORWARD_SPEC, DType.BF16, TARGET.limits))
 
@@ -200,6 +201,16 @@ def test_a_second_run_measures_nothing_and_a_longer_one_goes_on(script: Script) 
     assert max(measured(script).values()) == 2
 
 
+def test_what_a_spent_budget_leaves_is_what_the_next_tune_begins_with(script: Script) -> None:
+    todo = [task(FORWARD_SPEC), task(BACKWARD_SPEC), task(CAUSAL_SPEC)]
+    for left in (2, 1, 0):
+        session = session_of(script, todo, trials=1, budget_s=0.001)
+        run(session)
+        assert len(session.left) == left
+    assert {entry.spec for entry in entries(script)} == {each.spec for each in todo}
+    assert max(measured(script).values()) == 1
+
+
 def test_a_later_tune_of_another_spec_loses_no_entry(script: Script) -> None:
     run(session_of(script, [task(FORWARD_SPEC)], trials=2))
     first = entries(script)
@@ -216,8 +227,11 @@ def test_a_spec_that_is_not_shipped_becomes_the_users(script: Script) -> None:
 
 
 def started(script: Script) -> subprocess.Popen[bytes]:
-    program = Path(fake_tune.__file__)
-    return subprocess.Popen([sys.executable, str(program), str(script.write())], stderr=subprocess.DEVNULL)
+    """Its temporary files, and its workers', are in a folder of their own."""
+    temporary = Path(script.folder, "temporary")
+    temporary.mkdir()
+    command = [sys.executable, str(Path(fake_tune.__file__)), str(script.write())]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(temporary)})
 
 
 def wait_for_requests(script: Script, process: subprocess.Popen[bytes], count: int) -> None:
@@ -251,6 +265,7 @@ def test_killed_midway_it_repeats_no_finished_trial_and_leaves_no_orphan(script:
     while not no_process_runs(script):
         assert time.monotonic() < until, "workers outlived the tune"
         time.sleep(0.1)
+    assert not list(Path(script.folder, "temporary").glob("attnforge-*")), "workers left their folders behind"
     before, finished = measured(script), stored(script)
     assert finished
     results = run(session_of(script, TASKS))
@@ -276,3 +291,4 @@ def test_interrupted_it_keeps_a_valid_cache(script: Script, signum: signal.Signa
     kept = {entry.spec for entry in entries(script)}
     assert kept
     assert no_process_runs(script)
+    assert not list(Path(script.folder, "temporary").glob("attnforge-*"))
