@@ -61,7 +61,7 @@ class Resources:
     lanes: int
     """Configs of one spec that are under way at a time: its share of the compilers, or of the devices where these are
     more. With more no worker would ever wait, but proposals know less: eight under way take 18 trials to where five
-    take 16 (tests/tuner/replay_tune.py)."""
+    take 17 (tests/tuner/replay_tune.py)."""
 
 
 class SpecTuner:
