@@ -33,11 +33,11 @@ test-slow: install ## Run the tests that take minutes
 test-gpu: install ## Run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
 
-tune: install ## Tune the shipped kernels on this GPU; without one, predict configs for sm_90
+tune: install ## Tune the shipped kernels on this GPU; without one, predict configs for an A100 (sm_80)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(BIN)/attnforge tune; \
-	else echo 'torch sees no GPU: predicting configs for sm_90; a tune on the GPU itself replaces them'; \
-	     $(BIN)/attnforge tune --target sm_90 --quick; fi
+	else echo 'torch sees no GPU: predicting configs for an A100 (sm_80); a tune on the GPU itself replaces them'; \
+	     $(BIN)/attnforge tune --target sm_80 --quick; fi
 
 lint: install ## Check format, style and types
 	$(BIN)/ruff format --check

@@ -32,11 +32,11 @@ CHEAP = {
     "make test-slow": f"make -n -C {ROOT} test-slow",
     "make tune": f"make -n -C {ROOT} tune",
     "attnforge tune --head-dim 128 --causal --quick": (
-        "attnforge tune --head-dim 128 --causal --quick --target sm_90 --pass forward"
+        "attnforge tune --head-dim 128 --causal --quick --target sm_80 --pass forward"
     ),
     # Two machines and a database are tests/tuner/test_shared_storage.py's.
     "attnforge tune --storage postgresql://me@host/tune": "attnforge tune --help",
-    "attnforge tune --target sm_90 --quick": "attnforge tune --target sm_90 --quick --head-dim 32 --causal",
+    "attnforge tune --target sm_80 --quick": "attnforge tune --target sm_80 --quick --head-dim 32 --causal",
     "attnforge explain --shape 4,16,4096,128 --causal": (
         "attnforge explain --shape 4,16,4096,128 --causal --target sm_90"
     ),
@@ -44,7 +44,7 @@ CHEAP = {
 }
 TUNED = ("attnforge report", "attnforge cache diff", "attnforge cache merge")
 """Commands that begin so run after a tune, beside copies of its cache from other machines."""
-SLOW = {"attnforge tune --head-dim 128 --causal --quick", "attnforge tune --target sm_90 --quick"}
+SLOW = {"attnforge tune --head-dim 128 --causal --quick", "attnforge tune --target sm_80 --quick"}
 SMALL = {
     'device="cuda"': 'device="cpu"',
     "torch.bfloat16": "torch.float16",  # whose dot the interpreter has right

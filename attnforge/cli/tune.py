@@ -36,6 +36,7 @@ from attnforge.codegen import AttentionSpec, DType, Schedule, schedules_of
 from attnforge.compilation import CompilePool
 from attnforge.errors import AttnforgeError
 from attnforge.settings import Settings
+from attnforge.shipping import default_variants, shipped_specs
 from attnforge.target import Target
 from attnforge.tuner.effort import Effort, cores
 from attnforge.tuner.keeper import Keeper
@@ -50,6 +51,7 @@ from attnforge.tuner.storage import check_url, shown
 from attnforge.tuner.strategy import StrategyName
 from attnforge.tuner.summary import summary
 from attnforge.tuner.task import Task, tasks
+from attnforge.users_kernels import write_users_kernels
 
 SEQLENS = (1024, 4096, 16384)
 QUICK_SEQLENS = (4096,)
@@ -109,7 +111,7 @@ def tune(
 
     attnforge tune --head-dim 128 --causal    two kernels, in under a minute\n
     attnforge tune --head-dim 72              a size that is not shipped\n
-    attnforge tune --target sm_90 --quick     no GPU: predict\n
+    attnforge tune --target sm_80 --quick     no GPU: predict\n
     attnforge tune --storage postgresql://me@host/tune     together with others
     """
     if storage:
@@ -140,8 +142,8 @@ def tune(
         options = "--fresh, --budget, --schedule, --storage and --strategy"
         raise SelectionError(f"{options} are about measuring: leave them out with --target")
     compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)
-    _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
-    if quick and head_dim is None:
+    predicted = _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
+    if predicted and quick and head_dim is None:
         console.print(
             f"Left out: head dims other than {_listed(QUICK_HEAD_DIMS)}, sequence lengths other than"
             f" {_listed(QUICK_SEQLENS)}, configs that seldom win. For all of them: attnforge tune --target {target}",
@@ -191,14 +193,17 @@ def _measure(
 
 def _predict(
     todo: list[Task], target: Target, compilations: int, jobs: int, settings: Settings, console: Console
-) -> None:
-    environment = interpreting_environment(os.environ)
-    left_out = [task.spec.name for task in todo if not is_predictable(task, target)]
+) -> bool:
+    """Whether there was anything to predict."""
+    left = [task.spec for task in todo if not is_predictable(task, target)]
+    todo = [task for task in todo if task.spec not in left]
+    if left:
+        _leave_to_defaults(left, target, settings, console)
+    if not todo:
+        return False
     if any(len(offer(task.spec, task.problems[0].dtype, target.limits).spaces) > 1 for task in todo):
         console.print("Predicting the portable schedule: others are tuned on the GPU itself.", highlight=False)
-    todo = [task for task in todo if is_predictable(task, target)]
-    if left_out:
-        console.print(f"Left to their defaults, which are of a faster schedule: {', '.join(left_out)}", highlight=False)
+    environment = interpreting_environment(os.environ)
     session = PredictionSession(
         tasks=todo,
         target=target,
@@ -210,6 +215,24 @@ def _predict(
     )
     finished = session.run()
     _report(session.results, finished, len(todo), settings, console)
+    return True
+
+
+def _leave_to_defaults(specs: list[AttentionSpec], target: Target, settings: Settings, console: Console) -> None:
+    """Say of which specs nothing is predicted, and why; those that are not shipped get their kernels all the same."""
+    console.print(
+        f"Not predicted, for on {target.arch} their default configs are of a schedule that only a tune on the GPU"
+        f" itself can improve: {', '.join(spec.name for spec in specs)}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    new = [spec for spec in specs if spec not in shipped_specs()]
+    if new:
+        write_users_kernels(default_variants(new, [target]), settings.kernels_dir)
+        console.print(
+            f"Generated, with their default configs: {', '.join(spec.name for spec in new)}; attention() uses them from"
+            " now on.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _report(

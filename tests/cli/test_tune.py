@@ -64,7 +64,7 @@ def test_bad_options_say_what_is_supported(
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of("--help") == 0
     shown = capsys.readouterr().out
-    for words in ("--target sm_90 --quick", "--head-dim 72", "Ctrl-C is safe"):
+    for words in ("--target sm_80 --quick", "--head-dim 72", "Ctrl-C is safe"):
         assert words in shown
 
 
@@ -92,6 +92,20 @@ def test_a_size_that_is_not_shipped_is_tuned_and_can_be_called_afterwards(
         decision = decide(spec, problem, TARGET, TunedCacheStore(settings).load(TARGET))
         assert decision.kind is DecisionKind.EXACT
         assert kernels.load(decision.variant).__file__
+
+
+def test_what_cannot_be_predicted_is_said_and_generated_where_it_is_not_shipped(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code_of("--target", "sm_90", "--head-dim", "128", "--causal", "--pass", "forward") in (0, None)
+    shown = capsys.readouterr().out
+    assert "only a tune on the GPU itself can improve: forward_d128_causal" in shown
+    assert not list(folder.rglob("*.py"))
+    assert code_of("--target", "sm_90", "--head-dim", "72", "--causal", "--pass", "forward") in (0, None)
+    assert "Generated, with their default configs: forward_d72_causal" in capsys.readouterr().out
+    spec = AttentionSpec(pass_=Pass.FORWARD, head_dim=72, head_dim_v=72, causal=True)
+    Kernels.installed(Settings(folder)).check_generated(spec)
+    assert not list(folder.rglob("*.yaml")), "there is no entry"
 
 
 @pytest.mark.parametrize(
