@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
@@ -43,10 +44,11 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bytes that one block may use."""
 
     @classmethod
-    def for_arch(cls, arch: str) -> Target:
-        """An arch alone, with the facts of a typical part. Raises UnknownTargetError, which lists the known ones."""
+    def for_arch(cls, arch: str, others: Iterable[str] = ()) -> Target:
+        """An arch alone, with the facts of a typical part. Raises UnknownTargetError, which lists the known ones, and
+        ``others`` that could have been named."""
         if arch not in _KNOWN_ARCHS:
-            raise UnknownTargetError(arch, _KNOWN_ARCHS)
+            raise UnknownTargetError(arch, dict.fromkeys((*_KNOWN_ARCHS, *others)))
         shared_memory, sm_count = _KNOWN_ARCHS[arch]
         return cls(arch=arch, name=None, sm_count=sm_count, shared_memory=shared_memory)
 

@@ -10,7 +10,7 @@ from typing import Self
 
 import msgspec
 
-from attnforge.compilation import Failure
+from attnforge.compilation import Failure, FailureKind
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Compare, Comparison
 
@@ -30,6 +30,8 @@ class Comparer:
         self._measurer = measurer
         self._alone = alone
         self._spares: list[Measurer] = []
+        self._busy: list[Measurer] = []
+        """Those that compare, or wait for the device with it open."""
         self._expected = 0
 
     def expect(self) -> None:
@@ -40,11 +42,17 @@ class Comparer:
     async def compare(self, requests: Sequence[Compare]) -> list[tuple[Comparison, ...] | Failure]:
         """For each request what COMPARING_WORKERS fresh workers have measured, or why one of them could not."""
         self._expected -= 1
-        if not requests:
-            return []
-        replies = [await self._in_fresh_worker(requests, number) for number in range(COMPARING_WORKERS)]
+        found: list[list[Comparison] | Failure] = [[] for _ in requests]
+        for number in range(COMPARING_WORKERS):
+            left = [place for place, so_far in enumerate(found) if not isinstance(so_far, Failure)]
+            if left:
+                replies = await self._in_fresh_worker([requests[place] for place in left], number)
+                for place, reply in zip(left, replies, strict=True):
+                    so_far = found[place]
+                    assert not isinstance(so_far, Failure)
+                    found[place] = reply if isinstance(reply, Failure) else [*so_far, reply]
         self._start_ahead()
-        return [_all_or_failure(of_request) for of_request in zip(*replies, strict=True)]
+        return [so_far if isinstance(so_far, Failure) else tuple(so_far) for so_far in found]
 
     def close(self) -> None:
         """End the workers that were started ahead."""
@@ -64,19 +72,20 @@ class Comparer:
 
     async def _in_fresh_worker(self, requests: Sequence[Compare], number: int) -> list[Comparison | Failure]:
         with self._spares.pop(0) if self._spares else self._measurer.another() as fresh:
-            await fresh.wake()
-            async with self._alone():
-                return [await self._compare(fresh, request, number) for request in requests]
+            self._busy.append(fresh)
+            try:
+                await fresh.wake()
+                async with self._alone():
+                    return [await self._compare(fresh, request, number) for request in requests]
+            finally:
+                self._busy.remove(fresh)
 
     async def _compare(self, worker: Measurer, request: Compare, number: int) -> Comparison | Failure:
         """In an order of its own for each worker."""
-        own = tuple(each.process_id for each in (self._measurer, *self._spares) if each.process_id is not None)
+        others = (self._measurer, *self._spares, *(each for each in self._busy if each is not worker))
+        own = tuple(each.process_id for each in others if each.process_id is not None)
         request = msgspec.structs.replace(request, seed=request.seed + number, own_processes=own)
         reply = await worker.compare(request)
-        # All of them have run before, so a failure is an accident.
-        return await worker.compare(request) if isinstance(reply, Failure) else reply
-
-
-def _all_or_failure(replies: Sequence[Comparison | Failure]) -> tuple[Comparison, ...] | Failure:
-    comparisons = tuple(reply for reply in replies if isinstance(reply, Comparison))
-    return next((reply for reply in replies if isinstance(reply, Failure)), comparisons)
+        # All of them have run before, so a crash may be an accident; but a hang takes a whole deadline.
+        may_be_accident = isinstance(reply, Failure) and reply.kind is not FailureKind.TIMEOUT
+        return await worker.compare(request) if may_be_accident else reply

@@ -42,6 +42,7 @@ class PredictionSession:
 
     async def _run_and_close(self) -> None:
         try:
+            self.keeper.check_writable(self.target)
             with ExitStack() as stack:
                 stack.enter_context(self.pool)
                 for interpreter in self.interpreters:

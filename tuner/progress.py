@@ -71,6 +71,7 @@ def outcome_of(result: SpecResult) -> str:
             Verdict.KEPT: " kept",
             Verdict.NOISY: " noisy, so kept",
             Verdict.NOTHING_VALID: " nothing valid",
+            Verdict.NOT_COMPARED: " not compared",
         }
         parts.append(f"S{each.problem.seqlen_q}{words[each.verdict]}")
     return f"{', '.join(parts)} ({result.trials} trials, {len(result.failures)} failed)"

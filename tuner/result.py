@@ -23,6 +23,8 @@ class Verdict(StrEnum):
     """The GPU was disturbed while configs were compared: the entry in office stays."""
     NOTHING_VALID = "nothing valid"
     """No config ran, or none was right: nothing was written, and an older entry stays."""
+    NOT_COMPARED = "not compared"
+    """Configs ran, but their comparison failed: nothing was written, and an older entry stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ class ProblemResult:
     problem: Problem
     verdict: Verdict
     entry: TunedEntry | None
-    """What the tuned cache holds now; None when nothing is valid."""
+    """What the tuned cache holds now; None when nothing is valid, or nothing was compared."""
     reason: str = ""
-    """Why nothing is valid."""
+    """Why there is none."""
     noise: tuple[str, ...] = ()
     """What disturbed the comparison, in words."""
 

@@ -25,8 +25,9 @@ from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Identity
 from attnforge.tuner.progress import TuneProgress
+from attnforge.tuner.resources import Resources
 from attnforge.tuner.result import SpecResult
-from attnforge.tuner.spec_tuner import Resources, SpecTuner
+from attnforge.tuner.spec_tuner import SpecTuner
 from attnforge.tuner.storage import TrialsNotStoredError
 from attnforge.tuner.study import Studies
 from attnforge.tuner.task import Task
@@ -71,6 +72,7 @@ class Session:
         try:
             with self.pool, Devices(self.measurer) as devices:
                 identity = await devices.identify()
+                self.keeper.check_writable(identity.target)
                 with Studies(self.keeper.settings, identity.target, self.storage) as studies, ExitStack() as stack:
                     comparers = [
                         stack.enter_context(Comparer(each, partial(devices.alone, each))) for each in devices.measurers
@@ -91,6 +93,7 @@ class Session:
             versions=Versions(identity.triton, identity.torch),
             studies=studies,
             caches=self.keeper.load(identity.target),
+            read_caches=partial(self.keeper.load, identity.target),
             progress=self.progress,
             effort=self.effort,
             lanes=max(2, ceil(max(self.effort.jobs, len(comparers)) / at_once)),
@@ -122,7 +125,7 @@ class Session:
             result = await tuner.tune(lambda: not budget.has_passed(ends))
             budget.finish(task.weight)
             self.keeper.keep(resources.target, result)
-            tuner.confirm()
+            tuner.confirm(result)
             self.results.append(result)
             self.progress.finished(result)
 

@@ -1,39 +1,23 @@
-"""Tunes one spec: searches, puts the best parts together, compares the best few, and says what to write."""
+"""Tunes one spec: searches, puts the best parts together, and has the best few compared."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import chain
-from statistics import median
 
-from msgspec import structs
-
-from attnforge.cache.schema import Source, TunedEntry, Versions
 from attnforge.cache.store import LoadedCache
 from attnforge.codegen import Variant, default_config
-from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, VariantData
-from attnforge.dispatch.decision import DecisionKind, decide, matches
-from attnforge.operations import operations
-from attnforge.problem import Bucket, Problem
-from attnforge.target import Target
-from attnforge.tuner.accuracy import gate_cases
-from attnforge.tuner.comparer import Comparer
-from attnforge.tuner.comparison import winner
-from attnforge.tuner.compile_cases import sizes_of, unlike
-from attnforge.tuner.devices import Devices
-from attnforge.tuner.effort import Effort
-from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
-from attnforge.tuner.noise import noise
+from attnforge.compilation import CompileReport, Failure, FailureKind, VariantData
+from attnforge.dispatch.decision import decide, matches
+from attnforge.problem import Problem
+from attnforge.tuner.chooser import Chooser
+from attnforge.tuner.messages import Measure
 from attnforge.tuner.offer import offer
-from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.ranking import predictors
+from attnforge.tuner.resources import Resources
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
 from attnforge.tuner.spec_search import SpecSearch
-from attnforge.tuner.study import Studies
 from attnforge.tuner.task import Task
 from attnforge.tuner.trial import Outcome
 
@@ -41,27 +25,6 @@ MOST_NEIGHBOURS = 3
 """Configs of other buckets' entries to try early."""
 POLL_S = 0.5
 """Between two looks at what other tuners do, when nothing else is left to do."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What the specs of a tune share."""
-
-    devices: Devices
-    comparers: Sequence[Comparer]
-    """One for each device."""
-    pool: CompilePool
-    target: Target
-    versions: Versions
-    studies: Studies
-    caches: tuple[LoadedCache, ...]
-    """The target's tuned caches as they were when the tune began."""
-    progress: TuneProgress
-    effort: Effort
-    lanes: int
-    """Configs of one spec that are under way at a time: its share of the compilers, or of the devices where these are
-    more. With more no worker would ever wait, but proposals know less: eight under way take 18 trials to where five
-    take 17 (tests/tuner/replay_tune.py)."""
 
 
 class SpecTuner:
@@ -72,17 +35,14 @@ class SpecTuner:
         spec, target, effort = task.spec, resources.target, resources.effort
         dtype = task.problems[0].dtype
         self._resources = resources
-        self._dtype = dtype
         self._comparer = resources.comparers[place % len(resources.comparers)]
         self.offer = offer(spec, dtype, target.limits, effort.quick, effort.schedules)
-        self._gated: dict[Variant, Accurate | Failure] = {}
-        self._noisy: set[Problem] = set()
         self._has_result = asyncio.Event()
-        self._in_office = {problem: decide(spec, problem, target, resources.caches) for problem in task.problems}
+        in_office = [decide(spec, problem, target, resources.caches).variant for problem in task.problems]
         first = [
             Variant(spec, *default_config(spec, dtype, target.limits)),
             *(space.variant(space.default) for space in self.offer.spaces.values()),
-            *(decision.variant for decision in self._in_office.values()),
+            *in_office,
             *(variant for variant in _neighbours(task, resources.caches) if variant.schedule in self.offer.spaces),
         ]
         self.search = SpecSearch(
@@ -94,6 +54,7 @@ class SpecTuner:
             effort.strategy,
             {problem: predictors(self.offer.spaces, problem, target) for problem in task.problems},
         )
+        self._chooser = Chooser(self.search, resources, self._comparer)
 
     async def tune(self, has_time: Callable[[], bool]) -> SpecResult:
         """Search until the trials are spent or ``has_time`` says no, then compare. Nothing is written yet."""
@@ -104,27 +65,29 @@ class SpecTuner:
         self._resources.progress.started(self.search)
         self._comparer.expect()
         await asyncio.gather(*(self._search(has_time) for _ in range(self._resources.lanes)))
-        await asyncio.gather(
-            *(self._try(variant) for variant in self.search.recombined() if self.search.claim(variant))
-        )
+        await self._try_all(self.search.recombined())
         await self._others(has_time)
+        self._chooser.look_again()
+        await self._try_all(decision.variant for decision in self._chooser.in_office.values())
         self._resources.progress.comparing(self.search)
-        return self._result(await self._choose_all())
+        return self._result(await self._chooser.choose())
 
-    def confirm(self) -> None:
+    def confirm(self, result: SpecResult) -> None:
         """Note that what tune() chose has been written, but for what is to be compared again."""
-        for problem, study in self.search.studies.items():
+        for each in result.problems:
+            study = self.search.studies[each.problem]
             # Where an earlier run tried other schedules, what it found may not have been compared.
-            if problem not in self._noisy and all(variant.schedule in self.offer.spaces for variant in study.outcomes):
-                study.confirm()
+            standing = (self.search.default, self._chooser.in_office[each.problem].variant)
+            was_all_compared = all(
+                variant.schedule in self.offer.spaces or variant in standing for variant in study.outcomes
+            )
+            if each.verdict is Verdict.CHOSEN and each.entry is not None and not each.noise and was_all_compared:
+                study.confirm(each.entry)
 
     @property
     def is_done(self) -> bool:
         """Whether an earlier run finished every trial, and what it chose still is what runs."""
-        return self.search.is_complete and all(
-            study.confirmed_trials == len(study.outcomes) and self._in_office[problem].kind is DecisionKind.EXACT
-            for problem, study in self.search.studies.items()
-        )
+        return self.search.is_complete and all(map(self._chooser.is_settled, self.search.problems))
 
     async def _search(self, has_time: Callable[[], bool]) -> None:
         """Try one config after another; the default, which comes first, whatever the time."""
@@ -143,9 +106,18 @@ class SpecTuner:
             await asyncio.wait_for(self._has_result.wait(), POLL_S)
 
     async def _others(self, has_time: Callable[[], bool]) -> None:
-        """Wait for what other tuners still try: it may be the best."""
+        """Wait for what other tuners still try, for it may be the best; what they leave behind is tried here."""
         while has_time() and self.search.waits_for_others():
-            await asyncio.sleep(POLL_S)
+            left = self.search.propose()
+            if left is None:
+                await asyncio.sleep(POLL_S)
+            else:
+                await self._try(left)
+
+    async def _try_all(self, variants: Iterable[Variant]) -> None:
+        """Those that are this tuner's to try, at once."""
+        claimed = [variant for variant in dict.fromkeys(variants) if self.search.claim(variant)]
+        await asyncio.gather(*map(self._try, claimed))
 
     async def _try(self, variant: Variant) -> None:
         """One config on every problem. Once it has failed it has failed on the longer problems too."""
@@ -161,133 +133,22 @@ class SpecTuner:
         self._has_result = asyncio.Event()
 
     async def _compile(self, variant: Variant, problems: Iterable[Problem]) -> CompileReport | Failure:
-        """Compile what the problems will launch, each different kernel once; the first failure, if any."""
-        violated = variant.definition.violations(
-            variant.spec, variant.config, self._dtype, self._resources.target.limits
-        )
+        """Compile what the problems will launch, unless constraints exclude it; the default is tried all the same."""
+        limits, dtype = self._resources.target.limits, self.search.problems[0].dtype
+        violated = variant.definition.violations(variant.spec, variant.config, dtype, limits)
         if variant != self.search.default and violated:
             return Failure(FailureKind.INVALID, f"excluded: {'; '.join(violated)}")
-        futures = [
-            asyncio.wrap_future(self._resources.pool.submit(variant, problem, self._resources.target))
-            for problem in unlike(problems)
-        ]
-        outcomes = await asyncio.gather(*futures)
-        return next((outcome for outcome in outcomes if isinstance(outcome, Failure)), outcomes[0])
-
-    async def _choose_all(self) -> list[ProblemResult]:
-        """Compare the best few on every problem, and choose."""
-        finalists = {
-            problem: self.search.finalists(problem, self._in_office[problem].variant)
-            for problem in self.search.problems
-        }
-        requests = [
-            Compare(tuple(map(VariantData.of, variants)), problem, self._resources.effort.seed)
-            for problem, variants in finalists.items()
-            if variants
-        ]
-        comparisons = await self._comparer.compare(requests)
-        replies = {request.problem: reply for request, reply in zip(requests, comparisons, strict=True)}
-        return [
-            await self._choose(problem, variants, replies[problem])
-            if variants
-            else ProblemResult(problem, Verdict.NOTHING_VALID, None, self._why_nothing_ran(problem))
-            for problem, variants in finalists.items()
-        ]
-
-    async def _choose(
-        self, problem: Problem, finalists: list[Variant], comparisons: tuple[Comparison, ...] | Failure
-    ) -> ProblemResult:
-        """The first winner that passes the whole accuracy gate."""
-        if isinstance(comparisons, Failure):
-            return ProblemResult(problem, Verdict.NOTHING_VALID, None, f"no comparison: {comparisons.message}")
-        by_worker = zip(*(comparison.rounds_ms for comparison in comparisons), strict=True)
-        times = dict(zip(finalists, by_worker, strict=True))
-        default_ms = _median_of_all(times[self.search.default]) if self.search.default in times else None
-        reasons = []
-        while times:
-            chosen = list(times)[winner(list(zip(*times.values(), strict=True)))]
-            verdict = await self._gate(chosen)
-            if isinstance(verdict, Accurate):
-                entry = self._entry(problem, chosen, _median_of_all(times[chosen]), default_ms)
-                return self._written_unless_noisy(entry, comparisons)
-            reasons.append(f"{chosen.schedule}/{chosen.config.name}: {verdict.kind}: {verdict.message}")
-            del times[chosen]
-        return ProblemResult(problem, Verdict.NOTHING_VALID, None, "; ".join(reasons))
-
-    def _written_unless_noisy(self, entry: TunedEntry, comparisons: tuple[Comparison, ...]) -> ProblemResult:
-        """A noisy comparison does not overwrite what a tune has measured before, and counts as none."""
-        conditions = tuple(each.conditions for each in comparisons if each.conditions is not None)
-        entry = structs.replace(entry, conditions=conditions or None)
-        disturbed = noise(conditions, [each.rounds_ms for each in comparisons])
-        if disturbed:
-            self._noisy.add(entry.problem)
-            in_office = self._measured_before(entry)
-            if in_office is not None:
-                return ProblemResult(entry.problem, Verdict.NOISY, in_office, noise=disturbed)
-        return ProblemResult(entry.problem, Verdict.CHOSEN, entry, noise=disturbed)
-
-    def _measured_before(self, entry: TunedEntry) -> TunedEntry | None:
-        """The newest measured entry, of whatever schedule, that a new one would take the place of."""
-        found = (
-            each
-            for loaded in self._resources.caches
-            for each in loaded.cache.entries
-            if each.source is Source.MEASURED and (each.spec, each.bucket) == (entry.spec, entry.bucket)
-        )
-        toolchain = self._resources.versions.toolchain
-        current = [e for e in found if not e.toolchain.differences(toolchain(e.schedule, e.spec.pass_))]
-        return max(current, key=lambda each: each.created, default=None)
-
-    async def _gate(self, variant: Variant) -> Accurate | Failure:
-        """The whole accuracy gate, once a config."""
-        if variant not in self._gated:
-            self._gated[variant] = await self._check(variant)
-        return self._gated[variant]
-
-    async def _check(self, variant: Variant) -> Accurate | Failure:
-        """Compiles ahead: the gate's cases have tails, which the search's problems may not have."""
-        compiled = await self._compile(variant, [sizes_of(case) for case in gate_cases(variant.spec, self._dtype)])
-        if isinstance(compiled, Failure):
-            return compiled
-        return await self._resources.devices.check(CheckNumerics(VariantData.of(variant), self._dtype))
-
-    def _entry(self, problem: Problem, variant: Variant, ms: float, default_ms: float | None) -> TunedEntry:
-        return TunedEntry(
-            spec=variant.spec,
-            problem=problem,
-            bucket=Bucket.of(problem),
-            schedule=variant.schedule,
-            config=variant.config,
-            source=Source.MEASURED,
-            median_ms=ms,
-            default_ms=default_ms,
-            tflops=operations(variant.spec, problem) / ms * 1e-9,
-            gain=None if default_ms is None else default_ms / ms,
-            trials=len(self.search.studies[problem].outcomes),
-            created=datetime.now(UTC),
-            toolchain=self._resources.versions.toolchain(variant.schedule, variant.spec.pass_),
-        )
-
-    def _why_nothing_ran(self, problem: Problem) -> str:
-        outcomes = self.search.studies[problem].outcomes
-        outcome = outcomes.get(self.search.default)
-        default = f"; the default: {outcome.kind}: {outcome.message}" if isinstance(outcome, Failure) else ""
-        return f"none of {len(outcomes)} configs ran{default}"
+        return await self._resources.compile(variant, problems)
 
     def _not_offered(self, problem: Problem) -> ProblemResult:
         reasons = "; ".join(f"{schedule}: {reason}" for schedule, reason in self.offer.refused.items())
         return ProblemResult(problem, Verdict.NOTHING_VALID, None, f"no schedule to search ({reasons})")
 
     def _kept(self, problem: Problem) -> ProblemResult:
-        return ProblemResult(problem, Verdict.KEPT, self._in_office[problem].entry)
+        return ProblemResult(problem, Verdict.KEPT, self._chooser.in_office[problem].entry)
 
     def _result(self, problems: list[ProblemResult]) -> SpecResult:
         return SpecResult(self.search.spec, tuple(problems), self.search.finished, self.search.failures())
-
-
-def _median_of_all(rounds_ms: Iterable[Iterable[float]]) -> float:
-    """Over the rounds of all workers."""
-    return median(chain.from_iterable(rounds_ms))
 
 
 def _neighbours(task: Task, caches: tuple[LoadedCache, ...]) -> list[Variant]:

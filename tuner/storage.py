@@ -20,6 +20,13 @@ DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 """By a URL's scheme: which driver SQLAlchemy takes for it has changed from version to version."""
 EXTRAS = {"postgresql": "postgresql"}
 """By database: the extra of attnforge that installs its driver."""
+SERVER_OPTIONS = {
+    "postgresql": {
+        "connect_timeout": 20, "keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4,
+        "tcp_user_timeout": 40_000,
+    },
+}  # fmt: skip
+"""By database: a host that is gone is noticed within a minute (seconds; the last in milliseconds), not in hours."""
 OPENING_ATTEMPTS = 8
 """Tuners that start together all create the tables; all but one of them fail, and find the tables the next time."""
 
@@ -30,15 +37,20 @@ STORAGE_ERRORS = (OSError, RuntimeError, sqlalchemy.exc.SQLAlchemyError, optuna.
 class StorageUnusableError(AttnforgeError):
     """A storage that --storage names cannot be used."""
 
+    remedy = "see to the server, or name another with --storage"
+
     def __init__(self, url: str, reason: object) -> None:
-        super().__init__(f"the storage {shown(url)} cannot be used ({str(reason).strip().splitlines()[0]})")
+        words = _first_line(innermost(reason) if isinstance(reason, Exception) else reason)
+        super().__init__(f"the storage {shown(url)} cannot be used ({words}): {self.remedy}")
 
 
 class StorageUrlError(StorageUnusableError, ValueError):
     """What --storage names is no URL of a database."""
 
+    remedy = "name one such as postgresql://user@host/database or sqlite:////path/to/file"
+
     def __init__(self, url: str) -> None:
-        super().__init__(url, "it is no URL such as postgresql://user@host/database or sqlite:////path/to/file")
+        super().__init__(url, "it is no URL of a database")
 
 
 class DriverMissingError(StorageUnusableError):
@@ -46,8 +58,10 @@ class DriverMissingError(StorageUnusableError):
 
     def __init__(self, url: str, database: str, error: ImportError) -> None:
         extra = EXTRAS.get(database)
-        remedy = f'pip install "attnforge[{extra}]"' if extra else "install the driver that SQLAlchemy names for it"
-        super().__init__(url, f"{error}: {remedy}")
+        self.remedy = (
+            f'pip install "attnforge[{extra}]"' if extra else "install the driver that SQLAlchemy names for it"
+        )
+        super().__init__(url, str(error))
 
 
 class TrialsNotStoredError(AttnforgeError):
@@ -55,10 +69,20 @@ class TrialsNotStoredError(AttnforgeError):
 
     def __init__(self, url: str | None, reason: object) -> None:
         where = "in the user's folder" if url is None else shown(url)
-        first = str(reason).strip().splitlines()[0]
+        words = _first_line(innermost(reason) if isinstance(reason, Exception) else reason)
         super().__init__(
-            f"trials can no longer be stored {where} ({first}): what was finished is kept, the same command goes on"
+            f"trials can no longer be stored {where} ({words}): what was finished is kept, the same command goes on"
         )
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What a database's driver said, without what SQLAlchemy and Optuna say around it."""
+    inner = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error.__cause__
+    return error if inner is None else innermost(inner)
+
+
+def _first_line(words: object) -> str:
+    return (str(words).strip().splitlines() or [type(words).__name__])[0]
 
 
 def sqlite_url(path: object) -> str:
@@ -111,7 +135,9 @@ def _with_driver(url: sqlalchemy.URL) -> sqlalchemy.URL:
 def _opened(url: str, database: str) -> RDBStorage:
     # Another tuner may hold a SQLite file for as long as a transaction takes. A server may have been restarted since
     # the last trial: each connection is tried before it is used.
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if database == "sqlite" else {"pool_pre_ping": True}
+    options: dict[str, Any] = {"connect_args": SERVER_OPTIONS.get(database, {}), "pool_pre_ping": True}
+    if database == "sqlite":
+        options = {"connect_args": {"timeout": 60}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return RDBStorage(url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)

@@ -13,7 +13,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from attnforge.cache.schema import Versions
+from attnforge.cache.schema import TunedEntry, Versions
 from attnforge.codegen import AttentionSpec, Variant, schedules_of
 from attnforge.compilation import Failure
 from attnforge.errors import AttnforgeError
@@ -21,7 +21,7 @@ from attnforge.problem import Problem
 from attnforge.settings import Settings
 from attnforge.target import Target
 from attnforge.tuner.claimant import Heart, has_ended, this_process
-from attnforge.tuner.storage import STORAGE_ERRORS, StorageUnusableError, open_storage, sqlite_url
+from attnforge.tuner.storage import STORAGE_ERRORS, StorageUnusableError, innermost, open_storage, sqlite_url
 from attnforge.tuner.trial import Outcome, Templates, outcome_of, running_trial, variant_of
 
 LONGEST_TRIAL_S = 3600.0
@@ -33,8 +33,24 @@ SWEEP_S = 5.0
 class StudiesUnusableError(AttnforgeError):
     """The file that holds the studies cannot be read or written."""
 
-    def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(f"the studies in {path} cannot be used ({reason}): move the file away to start afresh")
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(f"the studies in {path} cannot be used ({innermost(error)}): {_remedy(error)}")
+
+
+def _remedy(error: Exception) -> str:
+    reason = str(innermost(error))
+    if isinstance(error, OSError) or "unable to open" in reason or "readonly" in reason:
+        return "make the folder one that you can write, or move it with ATTNFORGE_CACHE_DIR"
+    if "locked" in reason or "full" in reason:
+        return "try again when that has passed"
+    return "move the file away to start afresh"
+
+
+class StudyInUseError(AttnforgeError):
+    """What is to be forgotten is what another tuner works on."""
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        super().__init__(f"another tune is trying configs of {spec.name}: wait for its end, or leave --fresh out")
 
 
 class Studies:
@@ -69,9 +85,11 @@ class Studies:
         return self._open[-1]
 
     def discard(self, spec: AttentionSpec, problem: Problem, versions: Versions) -> None:
-        """Forget the trials of a study, so that it starts afresh."""
+        """Forget the trials of a study, so that it starts afresh. Raises StudyInUseError while another tuner tries."""
         study = self.study(spec, problem, versions)
         self._open.remove(study)
+        if study.elsewhere:
+            raise StudyInUseError(spec)
         optuna.delete_study(study_name=study.name, storage=self._storage)
 
     def close(self) -> None:
@@ -126,14 +144,16 @@ class Study:
         """Of the study in its storage."""
         return str(self._study.study_name)
 
-    @property
-    def confirmed_trials(self) -> int:
-        """How many trials there were when its winner was last confirmed and written; 0 before."""
-        return int(self._study.user_attrs.get("confirmed_trials", 0))
+    def confirmed_trials(self, entry: TunedEntry) -> int:
+        """How many trials there were when an entry was chosen among them and written; 0 for others.
 
-    def confirm(self) -> None:
-        """Note that the winner among the trials so far is in the tuned cache."""
-        self._study.set_user_attr("confirmed_trials", len(self.outcomes))
+        Each tuner that shares the study has a tuned cache, and entries, of its own.
+        """
+        return int(self._study.user_attrs.get(_confirmation(entry), 0))
+
+    def confirm(self, entry: TunedEntry) -> None:
+        """Note that an entry was chosen among the trials so far, and is in a tuned cache."""
+        self._study.set_user_attr(_confirmation(entry), len(self.outcomes))
 
     @property
     def claimed(self) -> frozenset[Variant]:
@@ -161,6 +181,7 @@ class Study:
         self._fail_the_dead()
         trials = self._storage.get_all_trials(self._id, deepcopy=False)
         running = {trial.number: trial for trial in trials if trial.state is TrialState.RUNNING}
+        self._drop_lost_claims({trial._trial_id for trial in running.values()})
         own = {trial._trial_id: number for number, trial in running.items() if trial._trial_id in self._claims.values()}
         self.elsewhere = frozenset(self._others(running, own))
         for trial in trials:
@@ -179,11 +200,8 @@ class Study:
     def record(self, variant: Variant, outcome: Outcome) -> bool:
         """Store a trial, which is claimed first unless it was: it is on disk when this returns.
 
-        False, and nothing is stored, when another tuner has it: it took this one for dead. ValueError when the variant
-        has an outcome already.
+        False, and nothing is stored, when another tuner has it, or has finished it: it took this one for dead.
         """
-        if variant in self.outcomes:
-            raise ValueError(f"{variant.name} was tried before")
         if not self.claim(variant):
             return False
         trial_id = self._claims.pop(variant)
@@ -205,6 +223,12 @@ class Study:
         """Give up every claim: others may have them."""
         for variant in tuple(self._claims):
             self._give_up(variant)
+
+    def _drop_lost_claims(self, running: set[int]) -> None:
+        """Forget those that another tuner has ended, which took this one for dead."""
+        for variant, trial_id in tuple(self._claims.items()):
+            if trial_id not in running:
+                self._heart.remove(self._claims.pop(variant))
 
     def _variant(self, trial: FrozenTrial) -> Variant | None:
         return variant_of(trial, self._spec, self.templates)
@@ -244,3 +268,8 @@ class Study:
             attributes = trial.user_attrs
             if has_ended(attributes.get("owner", "")) or time.time() - attributes.get("since", 0) > LONGEST_TRIAL_S:
                 self._fail(trial._trial_id)
+
+
+def _confirmation(entry: TunedEntry) -> str:
+    """The study's attribute for an entry, which its date tells from all others."""
+    return f"confirmed {entry.created.isoformat()}"

@@ -32,7 +32,7 @@ def summary(results: Sequence[SpecResult]) -> RenderableType:
 def _row(result: SpecResult, each: ProblemResult) -> tuple[str, ...]:
     name, seqlen, trials = result.spec.name, str(each.problem.seqlen_q), str(result.trials)
     if each.entry is None:
-        return name, seqlen, str(Verdict.NOTHING_VALID), "", "", "", trials
+        return name, seqlen, str(each.verdict), "", "", "", trials
     return name, seqlen, each.entry.config.name, *_numbers(each.entry), trials
 
 
@@ -77,8 +77,8 @@ def _noisy(results: Sequence[SpecResult]) -> list[str]:
 
 def _nothing_valid(results: Sequence[SpecResult]) -> list[str]:
     return [
-        f"{result.spec.name}, seqlen {each.problem.seqlen_q}: nothing valid, nothing written ({each.reason})"
+        f"{result.spec.name}, seqlen {each.problem.seqlen_q}: {each.verdict}, nothing written ({each.reason})"
         for result in results
         for each in result.problems
-        if each.verdict is Verdict.NOTHING_VALID
+        if each.entry is None
     ]

@@ -25,11 +25,11 @@ Templates = Mapping[Schedule, str]
 
 def running_trial(variant: Variant, templates: Templates, **user_attrs: object) -> FrozenTrial:
     """A trial of a variant that begins now, to be stored."""
-    fields = fields_of(variant.config)
+    fields, prefix = fields_of(variant.config), _prefix(variant.schedule, templates)
     return create_trial(
         state=TrialState.RUNNING,
-        params={f"{variant.schedule}.{field}": _plain(value) for field, value in fields.items()},
-        distributions={f"{variant.schedule}.{field}": _distribution(value) for field, value in fields.items()},
+        params={prefix + field: _plain(value) for field, value in fields.items()},
+        distributions={prefix + field: _distribution(value) for field, value in fields.items()},
         user_attrs={
             "schedule": str(variant.schedule),
             "templates": templates[variant.schedule],
@@ -44,7 +44,8 @@ def variant_of(trial: FrozenTrial, spec: AttentionSpec, templates: Templates) ->
         schedule = Schedule(trial.user_attrs["schedule"])
         if trial.user_attrs["templates"] != templates[schedule]:
             return None
-        fields = {name.removeprefix(f"{schedule}."): value for name, value in trial.params.items()}
+        prefix = _prefix(schedule, templates)
+        fields = {name.removeprefix(prefix): value for name, value in trial.params.items()}
         config: Config = msgspec.convert(fields, config_type(schedule, spec.pass_))
         return Variant(spec, schedule, config)
     except (CodegenError, msgspec.ValidationError, KeyError, ValueError):
@@ -78,6 +79,12 @@ def last_templates(trials: Iterable[FrozenTrial]) -> dict[Schedule, str]:
     recorded = [trial.user_attrs for trial in trials if outcome_of(trial) is not None]
     known = [attrs for attrs in recorded if attrs["schedule"] in set(Schedule)]
     return {Schedule(attrs["schedule"]): str(attrs["templates"]) for attrs in known}
+
+
+def _prefix(schedule: Schedule, templates: Templates) -> str:
+    """Of a schedule's parameters. Optuna refuses one whose choices change, as a tunable's may from templates to
+    templates: so these name theirs apart."""
+    return f"{schedule}-{templates[schedule]}."
 
 
 def _plain(value: Choice) -> Any:

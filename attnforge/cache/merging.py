@@ -16,6 +16,7 @@ from attnforge.problem import Bucket
 from attnforge.target import Target
 
 MEASURED_AT_LAST = "measured, where there was a prediction"
+THE_SAME = "the same entry is there"
 
 
 class CacheNotFoundError(AttnforgeError):
@@ -130,7 +131,7 @@ class _Entries:
 def _change(offered: Entry, before: _Entries, after: _Entries) -> tuple[Change, str]:
     rival = before.by_key.get(offered.key)
     if rival == offered:
-        return Change.KEPT, "the same entry is there"
+        return Change.KEPT, THE_SAME
     if after.by_key.get(offered.key) == offered:
         if rival is not None:
             return Change.REPLACED, _why_better(offered, rival)
@@ -142,12 +143,16 @@ def _change(offered: Entry, before: _Entries, after: _Entries) -> tuple[Change, 
     if offered.source is Source.PREDICTED and Source.MEASURED in after.sources(offered):
         return Change.KEPT, "a measured entry is there, this one is a prediction"
     assert rival is not None  # merge() leaves an entry out for nothing else
+    if offered.noise and not rival.noise:
+        return Change.KEPT, f"its comparison was noisy ({', '.join(offered.noise)}), that of the entry there was not"
     return Change.KEPT, f"the entry there is newer ({_when(rival, offered)})"
 
 
 def _why_better(offered: Entry, rival: Entry) -> str:
     if offered.source is not rival.source:
         return MEASURED_AT_LAST
+    if rival.noise and not offered.noise:
+        return f"the comparison there was noisy ({', '.join(rival.noise)}), its own was not"
     if offered.created == rival.created:
         return "of the same moment, and merged last"
     return f"newer ({_when(offered, rival)})"

@@ -137,6 +137,8 @@ class Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """Other facts of the session, such as the driver's version."""
     conditions: Annotated[tuple[Conditions, ...], Meta(max_length=16)] | None = None
     """Around the comparison that it won, by worker; None when predicted, or when nothing could tell."""
+    noise: Annotated[tuple[ShortText, ...], Meta(max_length=16)] = ()
+    """What disturbed that comparison, in words: a tune compares again, and a quiet one goes before it."""
 
     def __post_init__(self) -> None:
         if self.bucket != Bucket.of(self.problem):
@@ -161,11 +163,21 @@ class Entry(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Why it is not exact in this process, in words; empty when its toolchain is the installed one."""
         return self.toolchain.differences(Toolchain.installed(self.schedule, self.spec.pass_))
 
+    @property
+    def title(self) -> str:
+        """Schedule and config, for tables."""
+        return f"{self.schedule}/(of other templates)"
+
 
 class TunedEntry(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The winning config of a spec on a bucket, with its provenance."""
 
     config: Config
+
+    @property
+    def title(self) -> str:
+        """Schedule and config, for tables."""
+        return f"{self.schedule}/{self.config.name}"
 
     @property
     def variant(self) -> Variant:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -81,6 +83,17 @@ class TunedCacheStore:
             CacheFile(path, origin) for folder, origin in self._folders for path in sorted(folder.glob("*.yaml"))
         )
 
+    def target(self, name: str) -> Target:
+        """The target of a cache file's stem, such as sm_90-nvidia-h200, or of an arch. Raises UnknownTargetError."""
+        stems = [place.path.stem for place in self.all_places()]
+        for place in self.all_places():
+            if place.path.stem == name:
+                try:
+                    return self.read(place).target
+                except CacheRefused:
+                    continue
+        return Target.for_arch(name, others=stems)
+
     def read(self, place: CacheFile) -> TunedCache:
         """The cache at one place.
 
@@ -131,6 +144,11 @@ class TunedCacheStore:
             self._merge(path, target, entries, root=self._settings.cache_dir, moves_corrupt=True)
         return path
 
+    def check_writable(self, target: Target) -> None:
+        """See before hours of work whether ``write`` could. Raises as it does."""
+        with self._writable(self.path(target), self._settings.cache_dir):
+            pass
+
     def merge_into(self, path: Path, target: Target, entries: Iterable[Entry]) -> tuple[Entry, ...]:
         """Does what ``write`` does to any file, and returns the entries that it held before.
 
@@ -143,6 +161,14 @@ class TunedCacheStore:
     def _merge(
         self, path: Path, target: Target, entries: tuple[Entry, ...], *, root: Path, moves_corrupt: bool
     ) -> tuple[Entry, ...]:
+        with self._writable(path, root):
+            existing = _existing(path, target, root, moves_corrupt)
+            _replace(path, _cache_of(target, merge(existing, entries)))
+            return existing
+
+    @contextmanager
+    def _writable(self, path: Path, root: Path) -> Iterator[None]:
+        """Holds a file's lock, in folders that are there and nobody else's."""
         import filelock
 
         try:
@@ -150,16 +176,14 @@ class TunedCacheStore:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 os.close(open_trusted_folder(folder, root=root))
             with filelock.FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT, mode=0o600):
-                existing = _existing(path, target, root, moves_corrupt)
-                _replace(path, _cache_of(target, merge(existing, entries)))
-                return existing
+                yield
         except UntrustedFileError as error:
             raise UntrustedCacheRefused(path, str(error)) from error
         except filelock.Timeout as error:
             reason = f"another process has held {path}.lock for {LOCK_TIMEOUT:.0f} seconds; try again when it is done"
             raise CacheNotWrittenError(path, reason) from error
         except OSError as error:
-            raise CacheNotWrittenError(path, str(error)) from error
+            raise CacheNotWrittenError(path, error.strerror or str(error)) from error
 
 
 def _without(path: Path, unfit: Sequence[UnfitEntry]) -> str:
@@ -212,7 +236,10 @@ def _replace(path: Path, cache: TunedCache) -> None:
 
 
 def merge(existing: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, ...]:
-    """At most one entry a key: measured before predicted, then the newer; predictions that were measured since go."""
+    """At most one entry a key: measured before predicted, quiet before noisy, then the newer.
+
+    Predictions of what was measured since go.
+    """
     best: dict[EntryKey, Entry] = {}
     for entry in (*existing, *new):
         rival = best.get(entry.key)
@@ -222,5 +249,5 @@ def merge(existing: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(e for e in best.values() if e.source is Source.MEASURED or (e.spec, e.bucket) not in measured)
 
 
-def _rank(entry: Entry) -> tuple[bool, float]:
-    return entry.source is Source.MEASURED, entry.created.timestamp()
+def _rank(entry: Entry) -> tuple[bool, bool, datetime]:
+    return entry.source is Source.MEASURED, not entry.noise, entry.created

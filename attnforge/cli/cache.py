@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnforge.cache.reader import read_users_cache
-from attnforge.cache.schema import Entry, TunedCache, TunedEntry
+from attnforge.cache.schema import Entry, TunedCache
 from attnforge.cache.store import CacheFile, TunedCacheStore
 from attnforge.cli.cache_sharing import diff as diff
 from attnforge.cli.cache_sharing import merge as merge
@@ -22,7 +22,12 @@ from attnforge.settings import Settings
 from attnforge.target import Target
 
 TargetOption = Annotated[
-    str | None, typer.Option("--target", help="An arch such as sm_90 or gfx942; this machine's GPU when left out.")
+    str | None,
+    typer.Option(
+        "--target",
+        help="An arch such as sm_90, or a GPU that there is a cache of, such as sm_90-nvidia-h200; this machine's GPU"
+        " when left out.",
+    ),
 ]
 
 NO_CACHES = "There is no tuned cache yet: run `attnforge tune`. Until then the default configs serve."
@@ -30,17 +35,21 @@ NO_CACHES = "There is no tuned cache yet: run `attnforge tune`. Until then the d
 
 def path(target: TargetOption = None) -> None:
     """Print the file that a tune on the target writes and that is looked up first, whether it exists or not."""
-    typer.echo(_store().path(_chosen(target)))
+    store = _store()
+    typer.echo(store.path(Target.current() if target is None else store.target(target)))
 
 
 def show(
     target: Annotated[
-        str | None, typer.Option("--target", help="Only the caches that serve an arch such as sm_90, in look-up order.")
+        str | None,
+        typer.Option(
+            "--target", help="Only the caches that serve a target, such as sm_90-nvidia-h200, in look-up order."
+        ),
     ] = None,
 ) -> None:
     """Show the entries of your tuned caches and of the shipped ones."""
     store = _store()
-    places = store.all_places() if target is None else store.places(Target.for_arch(target))
+    places = store.all_places() if target is None else store.places(store.target(target))
     found = False
     for place in places:
         try:
@@ -54,6 +63,9 @@ def show(
         found = True
     if not found:
         typer.echo(NO_CACHES)
+        others = sorted({place.path.stem for place in store.all_places() if place not in places})
+        if others:
+            typer.echo(f"There are caches of other targets: {', '.join(others)}")
 
 
 def verify(
@@ -88,10 +100,6 @@ def _store() -> TunedCacheStore:
     return TunedCacheStore(Settings.from_environment())
 
 
-def _chosen(target: str | None) -> Target:
-    return Target.current() if target is None else Target.for_arch(target)
-
-
 def _print_cache(place: CacheFile, cache: TunedCache) -> None:
     typer.echo(f"{place.path} ({place.origin}, {len(cache.all_entries)} entries)")
     table = Table(box=SIMPLE)
@@ -108,8 +116,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
     return (
         entry.spec.name,
         entry.bucket.name,
-        f"{entry.schedule}/{entry.config.name if isinstance(entry, TunedEntry) else '(of other templates)'}",
-        entry.source,
+        entry.title,
+        f"{entry.source}, noisy" if entry.noise else entry.source,
         "" if entry.median_ms is None else f"{entry.median_ms:.4f}",
         "" if entry.gain is None else f"{entry.gain:.2f}x",
         f"{entry.created:%Y-%m-%d}",

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from attnforge.cache.difference import COMPARED, CacheDifference, EntryDifference, difference
 from attnforge.cache.merging import (
+    THE_SAME,
     CacheNotFoundError,
     Change,
     MergedEntry,
@@ -43,9 +44,9 @@ def merge(
 ) -> None:
     """Merge tuned caches of other machines or teammates into yours.
 
-    The rules are those of a tune: measured entries go before predicted ones, then
-    the newer one; entries that another Triton or other templates found stand side
-    by side. What becomes of each entry is said. When one of the files is refused,
+    The rules are those of a tune: measured entries go before predicted ones, quiet
+    before noisy, then the newer one; entries that another Triton or other templates
+    found stand side by side. What becomes of each entry is said. When one of the files is refused,
     nothing is written.
 
     attnforge cache merge ~/h200.yaml                     a teammate's, into yours\n
@@ -127,19 +128,21 @@ def _gain(value: object) -> str:
     return f"{value:.2f}x" if isinstance(value, int | float) else ""
 
 
-def _config(entry: TunedEntry) -> str:
-    return f"{entry.schedule}/{entry.config.name}"
-
-
 def _print_merge(explained: list[MergedEntry]) -> None:
     several = len({record.source for record in explained}) > 1
-    table = _table("", "spec", "bucket", "ms", "why", *(["source"] if several else []))
+    table = _table("", "spec", "bucket", "schedule/config", "ms", "why", *(["source"] if several else []))
+    same = sum(record.reason == THE_SAME for record in explained)
     for record in explained:
+        if record.reason == THE_SAME:
+            continue
         entry = record.offered
-        cells = [entry.spec.name, entry.bucket.name, _ms(entry.median_ms), record.reason]
+        cells = [entry.spec.name, entry.bucket.name, entry.title, _ms(entry.median_ms), record.reason]
         cells += [record.source.name] if several else []
         table.add_row(Text(record.change, style=STYLES[record.change]), *map(Text, cells))
-    _console().print(table)
+    if same < len(explained):
+        _console().print(table)
+    if same:
+        typer.echo(f"Already there, and the same: {same}.")
 
 
 def _print_difference(found: CacheDifference, paths: tuple[Path, Path], caches: tuple[TunedCache, TunedCache]) -> None:
@@ -154,7 +157,7 @@ def _print_difference(found: CacheDifference, paths: tuple[Path, Path], caches: 
             table = _table("spec", "bucket", "config", "ms", "gain")
             table.title, table.title_justify = f"Only in {letter}", "left"
             for entry in entries:
-                cells = (entry.spec.name, entry.bucket.name, _config(entry), _ms(entry.median_ms), _gain(entry.gain))
+                cells = (entry.spec.name, entry.bucket.name, entry.title, _ms(entry.median_ms), _gain(entry.gain))
                 table.add_row(*map(Text, cells))
             console.print(table)
     if found.different:

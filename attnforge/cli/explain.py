@@ -64,20 +64,8 @@ def explain(
     )  # fmt: skip
     settings = Settings.from_environment()
     store = TunedCacheStore(settings)
-    call = _Call(spec, problem, _chosen(target, store), deterministic)
+    call = _Call(spec, problem, Target.current() if target is None else store.target(target), deterministic)
     _print_explanation(call, store, Kernels.installed(settings))
-
-
-def _chosen(given: str | None, store: TunedCacheStore) -> Target:
-    if given is None:
-        return Target.current()
-    for place in store.all_places():
-        if place.path.stem == given:
-            try:
-                return store.read(place).target
-            except CacheRefused:
-                continue
-    return Target.for_arch(given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from attnforge.tuner.offer import offer
 from attnforge.tuner.prediction import is_predictable
 from attnforge.tuner.prediction_session import PredictionSession
 from attnforge.tuner.progress import progress_for
-from attnforge.tuner.result import SpecResult, Verdict
+from attnforge.tuner.result import SpecResult
 from attnforge.tuner.session import Session
 from attnforge.tuner.storage import check_url, shown
 from attnforge.tuner.strategy import StrategyName
@@ -68,17 +68,17 @@ INTERRUPTED = 130
 """Exit code: 128 + SIGINT, as shells have it."""
 
 
-class NothingValidError(AttnforgeError):
-    """Some specs have no config that runs and is right; older entries stay."""
+class NothingWrittenError(AttnforgeError):
+    """Of some specs no config is valid, or none could be compared; older entries stay."""
 
     def __init__(self, results: Sequence[SpecResult]) -> None:
         named = [
-            f"{result.spec.name} (seqlen {each.problem.seqlen_q}: {each.reason})"
+            f"{result.spec.name} (seqlen {each.problem.seqlen_q}, {each.verdict}: {each.reason})"
             for result in results
             for each in result.problems
-            if each.verdict is Verdict.NOTHING_VALID
+            if each.entry is None
         ]
-        super().__init__(f"no config is valid, so nothing was written, for {'; '.join(named)}")
+        super().__init__(f"nothing was written for {'; '.join(named)}")
 
 
 def tune(
@@ -255,8 +255,8 @@ def _report(
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         raise typer.Exit(INTERRUPTED)
-    if any(each.verdict is Verdict.NOTHING_VALID for result in results for each in result.problems):
-        raise NothingValidError(results)
+    if any(each.entry is None for result in results for each in result.problems):
+        raise NothingWrittenError(results)
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -3,7 +3,8 @@
 Among the entries of the spec on the target, measured ones go before predicted ones whatever their bucket: a
 measurement next door says more than the static model at home. Within a source an exact entry goes before its bucket's,
 and that before the nearest bucket's; among equals the caches' order decides. Of two schedules' entries for a bucket the
-newer alone counts, for it was compared with what was there; the older serves where the newer's schedule cannot.
+newer alone counts, for it was compared with what was there, unless that comparison was noisy and the older's was not;
+the other serves where its schedule cannot.
 Without an entry it is the default config. Where a problem is so small that launching is what takes the time, schedules
 whose launches cost more are passed over, unless that very problem was tuned. A prediction is against the default of its
 own schedule: where another schedule's is the default it says nothing.
@@ -83,7 +84,8 @@ class Match:
         speed = "" if self.entry.median_ms is None else f", {self.entry.median_ms:.4g} ms"
         gain = "" if self.entry.gain is None else f", {self.entry.gain:.2f} x the default"
         toolchain = f" (found with {'; '.join(self.differences)})" if self.differences else ""
-        return f"{self.entry.source} {found}{speed}{gain}{toolchain}"
+        noise = f" (noisy: {', '.join(self.entry.noise)})" if self.entry.noise else ""
+        return f"{self.entry.source} {found}{speed}{gain}{noise}{toolchain}"
 
 
 def decide(
@@ -137,7 +139,7 @@ def candidates(
         and (match.entry.source is Source.MEASURED or match.entry.schedule is default.schedule)
     ]
     newest: dict[tuple[object, ...], TunedEntry] = {}
-    for match in sorted(found, key=lambda match: match.entry.created):
+    for match in sorted(found, key=lambda match: (not match.entry.noise, match.entry.created)):
         newest[_contest(match)] = match.entry
     return [match for match in found if match.entry.schedule is newest[_contest(match)].schedule]
 

@@ -74,7 +74,8 @@ def test_merge_says_what_became_of_each_entry(caches, run, cache_file):
     status, out, err = run("merge", theirs)
     assert (status, err) == (0, "")
     assert "replaced" in line_of(out, "forward_d64_causal", "measured, where there was a prediction")
-    assert "kept" in line_of(out, "forward_d80_causal", "the same entry is there")
+    assert "forward_d80_causal" not in out
+    assert "Already there, and the same: 1." in out
     assert "kept" in line_of(out, "forward_d96_causal", "newer (2026-02-01, not 2026-01-01)")
     assert "added" in line_of(out, "forward_d128_causal", "nothing was there")
     assert f"{path}: 1 added, 1 replaced, 2 kept\n" in out

@@ -116,6 +116,7 @@ def test_a_noisy_comparison_overwrites_nothing_and_is_made_again(script: Script)
     (entry,) = entries(script)
     assert first.problems[0].verdict is Verdict.CHOSEN, "there was nothing to overwrite"
     assert first.problems[0].noise == ("another process on the GPU",)
+    assert entry.noise == first.problems[0].noise
     assert entry.conditions == (msgspec.convert(disturbed, Conditions),) * COMPARING_WORKERS
 
     (second,) = run(session_of(script, todo, trials=8))

@@ -21,6 +21,7 @@ from attnforge.target import Target
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.study import Studies, StudiesUnusableError, Study
 from attnforge.tuner.task import self_attention
+from tests.runtime.cache.entries import LATE, measured
 
 TARGET = Target.for_arch("sm_90")
 VERSIONS = Versions(triton="3.6.0", torch="2.11.0")
@@ -42,16 +43,18 @@ def test_what_was_recorded_is_there_for_the_next_process(tmp_path: Path) -> None
     study.record(OTHER, FAILURE)
     again = study_in(tmp_path)
     assert again.outcomes == {VARIANT: MEASUREMENT, OTHER: FAILURE}
-    assert again.confirmed_trials == 0
-    again.confirm()
-    assert study_in(tmp_path).confirmed_trials == 2
+    entry, another = measured(), measured(created=LATE)
+    assert again.confirmed_trials(entry) == 0
+    again.confirm(entry)
+    assert study_in(tmp_path).confirmed_trials(entry) == 2
+    assert study_in(tmp_path).confirmed_trials(another) == 0, "another machine has an entry of its own"
 
 
 def test_nothing_is_recorded_twice(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     study.record(VARIANT, MEASUREMENT)
-    with pytest.raises(ValueError, match="was tried before"):
-        study.record(VARIANT, FAILURE)
+    assert not study.record(VARIANT, FAILURE)
+    assert study.outcomes == study_in(tmp_path).outcomes == {VARIANT: MEASUREMENT}
 
 
 def test_other_problems_tritons_and_targets_have_studies_of_their_own(tmp_path: Path) -> None:
