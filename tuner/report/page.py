@@ -44,7 +44,7 @@ class StudyPart:
     title: str
     chart: ConvergenceChart
     winner: str
-    """Name of the fastest config; empty when nothing ran."""
+    """Schedule and name of the fastest config; empty when nothing ran."""
 
 
 def render_page(sources: ReportSources, created: datetime) -> str:
@@ -135,7 +135,7 @@ def _part(study: RecordedStudy, sources: ReportSources) -> StudyPart:
         title += f"; triton {study.triton}"
     winner = min(measurements, key=lambda variant: measurements[variant].total_ms, default=None)
     chart = convergence_chart(tuple(study.outcomes.values()), None if default is None else default.total_ms)
-    return StudyPart(title, chart, "" if winner is None else winner.config.name)
+    return StudyPart(title, chart, "" if winner is None else f"{winner.schedule}/{winner.config.name}")
 
 
 def _default(study: RecordedStudy, target: Target | None) -> Variant | None:

@@ -38,6 +38,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append(tag)
+        if tag == "wbr":
+            self.sections[self._section] = self.sections[self._section].rstrip()
         self.references += [
             name for name, _ in attrs if name in ("src", "href", "srcset", "data", "action", "xlink:href")
         ]
@@ -46,7 +48,8 @@ class Page(HTMLParser):
             self.sections[self._section] = ""
 
     def handle_data(self, data: str) -> None:
-        self.sections[self._section] += " ".join(data.split()) + " "
+        words = " ".join(data.split())
+        self.sections[self._section] += f"{words} " if words else ""
 
 
 def page_of(settings: Settings, wanted: str | None = None) -> Page:
