@@ -21,7 +21,7 @@ from attnforge.target import Target
 from attnforge.tuner.report import convergence
 from attnforge.tuner.report.convergence import ConvergenceChart, convergence_chart, shown_ms
 from attnforge.tuner.report.failures import failures_by_kind
-from attnforge.tuner.report.importance import Importance, NoImportance, importance_of
+from attnforge.tuner.report.importance import MIN_MEASURED, importances
 from attnforge.tuner.report.recorded_studies import RecordedStudy
 from attnforge.tuner.report.sources import ReportSources
 
@@ -53,10 +53,10 @@ def render_page(sources: ReportSources, created: datetime) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"ms": shown_ms, "problem": problem_text, "bucket": bucket_text}
+    environment.filters |= {"ms": shown_ms, "problem": problem_text, "bucket": bucket_text, "count": _count}
     template = environment.from_string(folder.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     style = folder.joinpath("style.css").read_text(encoding="utf-8")
-    return template.render(style=style, created=created, axes=convergence, **_content(sources))
+    return template.render(style=style, created=created, axes=convergence, least=MIN_MEASURED, **_content(sources))
 
 
 def problem_text(problem: Problem) -> str:
@@ -78,7 +78,6 @@ def bucket_text(bucket: Bucket) -> str:
 
 def _content(sources: ReportSources) -> dict[str, object]:
     by_spec = [(spec, list(studies)) for spec, studies in groupby(sources.studies, lambda study: study.spec)]
-    importances = [importance_of(spec, studies) for spec, studies in by_spec]
     failures = failures_by_kind(sources.studies)
     return {
         "slug": sources.slug,
@@ -88,8 +87,7 @@ def _content(sources: ReportSources) -> dict[str, object]:
         "rows": [(spec.name, list(rows)) for spec, rows in groupby(_rows(sources.entries), lambda row: row.entry.spec)],
         "several_toolchains": _has_several_toolchains(sources.entries),
         "specs": [(spec.name, [_part(study, sources) for study in studies]) for spec, studies in by_spec],
-        "importances": [found for found in importances if isinstance(found, Importance)],
-        "no_importances": [found for found in importances if isinstance(found, NoImportance)],
+        "importances": importances(sources.studies),
         "failures": failures,
         "most_failures": max((each.count for each in failures), default=1),
         "trials": sum(len(study.outcomes) for study in sources.studies),

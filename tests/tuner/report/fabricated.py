@@ -61,8 +61,11 @@ def record_study(
     failures: Sequence[Failure] = FAILURES,
     versions: Versions = VERSIONS,
 ) -> dict[Variant, Outcome]:
-    """A study of portable whose first trial is its default config and whose every fifth trial fails."""
-    noise = random.Random(trials)
+    """A study of portable whose first trial is its default config and whose every fifth trial fails.
+
+    The same configs come in the same order on every problem of a spec, as in a tune.
+    """
+    noise = random.Random(0)
     definition = FORWARD if spec.pass_ is Pass.FORWARD else BACKWARD
     space = SearchSpace(spec, definition, problem.dtype, target.limits)
     config, configs = space.default, list(space.configs)

@@ -91,14 +91,18 @@ def test_the_summary_has_every_entry_with_its_gain(page: Page, settings: Setting
 
 
 def test_every_study_has_a_chart_and_its_words(page: Page, settings: Settings) -> None:
-    assert page.elements.count("figure") == 5 + 2, "the studies, and the specs whose importance is known"
-    assert page.sections["convergence"].count("found by trial") == 5
+    assert page.elements.count("figure") == 5 + 3, "the studies; forward's specs together, and two alone"
+    text = page.sections["convergence"]
+    assert len(re.findall(r"found by trial|, the default config;", text)) == text.count("portable/") == 5
     assert "forward_d96_causal" in page.sections["convergence"], "a search without an entry"
 
 
 def test_importance_has_bars_or_the_reason_why_not(page: Page) -> None:
     assert "block_m" in page.sections["importance"]
-    assert "forward_d96_causal: 5 measured configs; it takes 20 on one problem" in page.sections["importance"]
+    text = page.sections["importance"]
+    assert "forward, portable: 2 specs, 29 configs" in text
+    assert "forward_d64_causal, portable: 24 configs" in text
+    assert "Too few measured configs (10 needed) for a chart of their own: forward_d96_causal (portable 5);" in text
 
 
 def test_failures_are_counted_by_kind_with_examples(page: Page) -> None:
