@@ -23,6 +23,7 @@ from attnforge.tuner.report.failures import failures_by_kind
 from attnforge.tuner.report.importance import MIN_MEASURED, importances
 from attnforge.tuner.report.recorded_studies import RecordedStudy
 from attnforge.tuner.report.sources import ReportSources
+from attnforge.tuner.report.trials import Trial, trials_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +86,28 @@ def _range_to(edge: int) -> str:
 
 def _content(sources: ReportSources) -> dict[str, object]:
     by_spec = groupby(sources.studies, lambda study: study.spec)
-    rows = _rows(sources.entries)
-    failures = failures_by_kind(sources.studies)
+    rows, trials, told = _rows(sources.entries), trials_of(sources.studies), importances(sources.studies)
+    failures = failures_by_kind(trials)
     return {
         "slug": sources.slug,
         "name": (sources.target.name if sources.target else None) or sources.slug,
         "notices": sources.notices,
-        "headline": _headline(rows, sources.studies),
+        "headline": _headline(rows, trials),
         "rows": [(spec.name, list(of_spec)) for spec, of_spec in groupby(rows, lambda row: row.entry.spec)],
         "entries": len(rows),
         "noisy": sum(bool(row.noise) for row in rows),
         "several_toolchains": _has_several_toolchains(sources.entries),
         "specs": [(spec.name, [_part(study, sources) for study in studies]) for spec, studies in by_spec],
-        "importances": importances(sources.studies),
+        "importances": told,
         "failures": failures,
         "most_failures": max((each.count for each in failures), default=1),
-        "trials": sum(len(study.outcomes) for study in sources.studies),
+        "trials": len(trials),
         "failed": sum(each.count for each in failures),
         "environment": environment_of(sources),
     }
 
 
-def _headline(rows: Sequence[EntryRow], studies: Sequence[RecordedStudy]) -> list[tuple[str, str]]:
+def _headline(rows: Sequence[EntryRow], trials: Sequence[Trial]) -> list[tuple[str, str]]:
     """Number and what it is, for the top of the page."""
     gains = [row.entry.gain for row in rows if row.entry.gain is not None]
     found = []
@@ -121,9 +122,9 @@ def _headline(rows: Sequence[EntryRow], studies: Sequence[RecordedStudy]) -> lis
     noisy = sum(bool(row.noise) for row in rows)
     if noisy:
         found.append((f"{noisy} of {len(rows)}", "comparisons were noisy"))
-    if studies:
-        trials = sum(len(study.outcomes) for study in studies)
-        found.append((f"{trials}", f"trials in {_count(len(studies), 'study', 'studies')}"))
+    if trials:
+        specs = len({trial.variant.spec for trial in trials})
+        found.append((f"{len(trials)}", f"trials of {_count(specs, 'spec', 'specs')}"))
     return found
 
 
