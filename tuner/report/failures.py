@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from attnforge.codegen import Variant
 from attnforge.compilation import Failure, FailureKind
 from attnforge.problem import Problem
-from attnforge.tuner.report.recorded_studies import RecordedStudy
+from attnforge.tuner.report.trials import FailedOn, Trial
 
 EXAMPLES = 3
 MESSAGE_CHARACTERS = 4000
@@ -31,24 +31,25 @@ class FailuresOfKind:
 
     kind: FailureKind
     count: int
+    """Of the trials."""
     examples: tuple[FailureExample, ...]
     """A few, of different first lines."""
 
 
-def failures_by_kind(studies: Iterable[RecordedStudy]) -> tuple[FailuresOfKind, ...]:
-    """All failures of the studies, the most frequent kind first."""
-    found: dict[FailureKind, list[tuple[Variant, Problem, Failure]]] = {}
-    for study in studies:
-        for variant, failure in study.failures.items():
-            found.setdefault(failure.kind, []).append((variant, study.problem, failure))
+def failures_by_kind(trials: Iterable[Trial]) -> tuple[FailuresOfKind, ...]:
+    """The trials that failed, the most frequent kind first."""
+    found: dict[FailureKind, list[tuple[Variant, FailedOn]]] = {}
+    for trial in trials:
+        if trial.failed is not None:
+            found.setdefault(trial.failed.failure.kind, []).append((trial.variant, trial.failed))
     kinds = [FailuresOfKind(kind, len(failed), _examples(failed)) for kind, failed in found.items()]
     return tuple(sorted(kinds, key=lambda each: -each.count))
 
 
-def _examples(failed: list[tuple[Variant, Problem, Failure]]) -> tuple[FailureExample, ...]:
+def _examples(trials: Iterable[tuple[Variant, FailedOn]]) -> tuple[FailureExample, ...]:
     different: dict[str, FailureExample] = {}
-    for variant, problem, failure in failed:
-        example = _example(variant, problem, failure)
+    for variant, failed in trials:
+        example = _example(variant, failed.problem, failed.failure)
         different.setdefault(example.first_line, example)
     return tuple(different.values())[:EXAMPLES]
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import log2
 
-from attnforge.cache.schema import Source, Toolchain, TunedEntry, Versions
+from msgspec import structs
+
+from attnforge.cache.schema import Conditions, GpuState, Source, Throttle, Toolchain, TunedEntry, Versions
 from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import AttentionSpec, DType, Pass, Schedule, Variant, fields_of
 from attnforge.codegen.schedules.portable import BACKWARD, FORWARD
@@ -22,6 +24,8 @@ from attnforge.tuner.trial import Outcome
 H200 = Target(arch="sm_90", name="NVIDIA H200", sm_count=132, shared_memory=232448)
 TOOLCHAIN = Toolchain(triton="3.6.0", torch="2.11.0+cu130", templates="0123456789abcdef")
 VERSIONS = Versions(TOOLCHAIN.triton, TOOLCHAIN.torch)
+QUIET = GpuState(sm_mhz=1980, temperature_c=41, power_w=480.0, throttled=(Throttle.POWER_CAP,), other_processes=0)
+"""A GPU that nothing disturbs: large attention runs against the board's power cap."""
 HOSTILE = "<script>alert('x')</script>\n<img src=https://example.org/x.png>"
 FAILURES = (
     Failure(FailureKind.RESOURCES, "needs 262144 bytes of shared memory, the target has 232448"),
@@ -61,8 +65,11 @@ def record_study(
     failures: Sequence[Failure] = FAILURES,
     versions: Versions = VERSIONS,
 ) -> dict[Variant, Outcome]:
-    """A study of portable whose first trial is its default config and whose every fifth trial fails."""
-    noise = random.Random(trials)
+    """A study of portable whose first trial is its default config and whose every fifth trial fails.
+
+    The same configs come in the same order on every problem of a spec, as in a tune.
+    """
+    noise = random.Random(0)
     definition = FORWARD if spec.pass_ is Pass.FORWARD else BACKWARD
     space = SearchSpace(spec, definition, problem.dtype, target.limits)
     config, configs = space.default, list(space.configs)
@@ -98,7 +105,7 @@ def entry_of(spec: AttentionSpec, problem: Problem, outcomes: dict[Variant, Outc
         trials=len(outcomes),
         created=datetime(2026, 11, 23, 12, 30, tzinfo=UTC),
         toolchain=TOOLCHAIN,
-        device={"clock_mhz": 1980, "driver": "580.10"},
+        conditions=(Conditions(before=QUIET, after=structs.replace(QUIET, sm_mhz=1815, power_w=690.4)),),
     )
 
 

@@ -4,8 +4,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
-from attnforge.cache.schema import Source
+from attnforge.cache.schema import Conditions, Source, Toolchain
 from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import DType, Pass
 from attnforge.compilation import Failure, FailureKind
@@ -16,7 +17,7 @@ from attnforge.tuner.report.page import render_page
 from attnforge.tuner.report.sources import NothingToReportError, read_sources
 from attnforge.tuner.study import Studies
 from attnforge.tuner.task import self_attention
-from tests.runtime.cache.entries import predicted
+from tests.runtime.cache.entries import measured, predicted
 from tests.tuner.report import fabricated
 
 SECTIONS = ("summary", "convergence", "importance", "failures", "environment")
@@ -38,6 +39,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append(tag)
+        if tag == "wbr":
+            self.sections[self._section] = self.sections[self._section].rstrip()
         self.references += [
             name for name, _ in attrs if name in ("src", "href", "srcset", "data", "action", "xlink:href")
         ]
@@ -46,7 +49,8 @@ class Page(HTMLParser):
             self.sections[self._section] = ""
 
     def handle_data(self, data: str) -> None:
-        self.sections[self._section] += " ".join(data.split()) + " "
+        words = " ".join(data.split())
+        self.sections[self._section] += f"{words} " if words else ""
 
 
 def page_of(settings: Settings, wanted: str | None = None) -> Page:
@@ -75,7 +79,7 @@ def test_every_section_is_there_in_order(page: Page) -> None:
 def test_the_head_names_the_target_and_the_gain(page: Page) -> None:
     assert "NVIDIA H200" in page.sections[""]
     assert re.search(r"mean gain over the default configs 1\.\d\d× ", page.sections[""])
-    assert re.search(r"trials in 5 studies 112 ", page.sections[""])
+    assert "trials of 3 specs 64 " in page.sections[""], "the 24 of one length are among the 29 of the other"
 
 
 def test_the_summary_has_every_entry_with_its_gain(page: Page, settings: Settings) -> None:
@@ -84,18 +88,22 @@ def test_the_summary_has_every_entry_with_its_gain(page: Page, settings: Setting
     for entry in entries:
         assert f"{entry.gain:.2f}×" in page.sections["summary"]
         assert f"{entry.schedule}/{entry.config.name}" in page.sections["summary"]
-    assert "seqlen ≤ 4096, batch × heads ≤ 128, bfloat16" in page.sections["summary"]
+    assert "seqlen 2049–4096, batch × heads 65–128, bfloat16" in page.sections["summary"]
 
 
 def test_every_study_has_a_chart_and_its_words(page: Page, settings: Settings) -> None:
-    assert page.elements.count("figure") == 5 + 2, "the studies, and the specs whose importance is known"
-    assert page.sections["convergence"].count("found by trial") == 5
+    assert page.elements.count("figure") == 5 + 3, "the studies; forward's specs together, and two alone"
+    text = page.sections["convergence"]
+    assert len(re.findall(r"found by trial|, the default config;", text)) == text.count("portable/") == 5
     assert "forward_d96_causal" in page.sections["convergence"], "a search without an entry"
 
 
 def test_importance_has_bars_or_the_reason_why_not(page: Page) -> None:
     assert "block_m" in page.sections["importance"]
-    assert "forward_d96_causal: 5 measured configs; it takes 20 on one problem" in page.sections["importance"]
+    text = page.sections["importance"]
+    assert "forward, portable: 2 specs, 29 configs" in text
+    assert "forward_d64_causal, portable: 24 configs" in text
+    assert "Too few measured configs (10 needed) for a chart of their own: forward_d96_causal (portable 5);" in text
 
 
 def test_failures_are_counted_by_kind_with_examples(page: Page) -> None:
@@ -103,13 +111,14 @@ def test_failures_are_counted_by_kind_with_examples(page: Page) -> None:
     for failure in fabricated.FAILURES:
         assert failure.kind in text
         assert failure.message.split("\n")[0] in text
-    assert re.search(r"19 of 112 trials failed", text)
+    assert "11 of 64 trials failed" in text
 
 
 def test_the_environment_is_told(page: Page) -> None:
     text = page.sections["environment"]
-    for words in ("sm_90-nvidia-h200", "132 SMs", "227 KiB", "3.6.0", "2.11.0+cu130", "0123456789abcdef", "1980"):
+    for words in ("sm_90-nvidia-h200", "132 SMs", "227 KiB", "3.6.0", "2.11.0+cu130", "0123456789abcdef"):
         assert words in text
+    assert "SM clock 1815 to 1980 MHz temperature 41 °C power 480 to 690 W" in text
     assert "2026-11-23 12:30 UTC" in text
 
 
@@ -130,17 +139,37 @@ def test_what_a_failure_said_is_text(page: Page) -> None:
 def test_what_a_cache_says_is_text(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
     target = Target(arch="sm_90", name="<b>H200</b>", sm_count=132, shared_memory=232448)
-    hostile = {"<i>clock</i>": "\"'><script>1</script>"}
-    TunedCacheStore(settings).write(target, [predicted(device=hostile)])
+    hostile = Toolchain(triton="<i>3.6.0</i>", torch="\"'><script>1</script>", templates="0123456789abcdef")
+    TunedCacheStore(settings).write(target, [predicted(toolchain=hostile)])
     page = page_of(settings)
     assert "<b>H200</b>" in page.sections[""]
-    assert "<i>clock</i>" in page.sections["environment"]
+    assert "<i>3.6.0</i>" in page.sections["environment"]
     assert not {"i", "script"} & set(page.elements)
 
 
 def test_both_colour_schemes_and_small_screens_are_provided_for(page: Page) -> None:
     assert "prefers-color-scheme: dark" in page.html
     assert re.search(r'name="viewport" content="width=device-width', page.html)
+
+
+def test_a_noisy_comparison_is_labelled_and_counted(tmp_path: Path) -> None:
+    settings = Settings(tmp_path)
+    crowded = structs.replace(fabricated.QUIET, other_processes=1)
+    entries = [
+        measured(seqlen=seqlen, conditions=(Conditions(before=fabricated.QUIET, after=state),))
+        for seqlen, state in ((1024, fabricated.QUIET), (4096, crowded), (16384, fabricated.QUIET))
+    ]
+    TunedCacheStore(settings).write(fabricated.H200, entries)
+    page = page_of(settings)
+    assert "comparisons were noisy 1 of 3" in page.sections[""]
+    quiet, noisy, too = page.sections["summary"].split("seqlen ")[1:]
+    assert "noisy: another process on the GPU" in noisy
+    assert "noisy" not in quiet + too
+
+
+def test_without_noise_nothing_is_said_of_it(page: Page) -> None:
+    assert "were noisy" not in page.sections[""]
+    assert "noisy" not in page.sections["summary"]
 
 
 def test_predictions_are_called_so(tmp_path: Path) -> None:
