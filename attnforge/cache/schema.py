@@ -19,7 +19,6 @@ FORMAT = 1
 
 ShortText = Annotated[str, Meta(max_length=200)]
 Milliseconds = Annotated[float, Meta(gt=0, le=1e7)]
-Fact = bool | int | float | ShortText
 
 
 class Source(StrEnum):
@@ -133,8 +132,6 @@ class Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """Configs that were tried, failures included."""
     created: Annotated[datetime, Meta(tz=True)]
     toolchain: Toolchain
-    device: Annotated[dict[ShortText, Fact], Meta(max_length=32)] = {}
-    """Other facts of the session, such as the driver's version."""
     conditions: Annotated[tuple[Conditions, ...], Meta(max_length=16)] | None = None
     """Around the comparison that it won, by worker; None when predicted, or when nothing could tell."""
     noise: Annotated[tuple[ShortText, ...], Meta(max_length=16)] = ()

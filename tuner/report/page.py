@@ -15,7 +15,6 @@ from attnforge.cache.schema import Source, TunedEntry
 from attnforge.codegen import Variant, default_config
 from attnforge.problem import Bucket, Problem
 from attnforge.target import Target
-from attnforge.tuner.noise import noise
 from attnforge.tuner.report import convergence
 from attnforge.tuner.report.convergence import ConvergenceChart, convergence_chart, shown_ms
 from attnforge.tuner.report.environment import environment_of
@@ -35,8 +34,6 @@ class EntryRow:
     """Length of the gain's bar, percent of the longest."""
     one: float
     """Where a gain of 1 is on it, percent."""
-    noise: tuple[str, ...]
-    """What disturbed the comparison that the entry won, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ def _content(sources: ReportSources) -> dict[str, object]:
         "headline": _headline(rows, trials),
         "rows": [(spec.name, list(of_spec)) for spec, of_spec in groupby(rows, lambda row: row.entry.spec)],
         "entries": len(rows),
-        "noisy": sum(bool(row.noise) for row in rows),
+        "noisy": sum(bool(row.entry.noise) for row in rows),
         "several_toolchains": _has_several_toolchains(sources.entries),
         "specs": [(spec.name, [_part(study, sources) for study in studies]) for spec, studies in by_spec],
         "importances": told,
@@ -119,7 +116,7 @@ def _headline(rows: Sequence[EntryRow], trials: Sequence[Trial]) -> list[tuple[s
         found.append((f"{sum(gain > 1.0 for gain in gains)} of {len(gains)}", "tuned configs beat the default"))
     else:
         found.append((str(len(rows)), "tuned configs"))
-    noisy = sum(bool(row.noise) for row in rows)
+    noisy = sum(bool(row.entry.noise) for row in rows)
     if noisy:
         found.append((f"{noisy} of {len(rows)}", "comparisons were noisy"))
     if trials:
@@ -135,10 +132,7 @@ def _count(number: int, one: str, many: str) -> str:
 def _rows(entries: Sequence[TunedEntry]) -> list[EntryRow]:
     longest = max((entry.gain or 0.0 for entry in entries), default=1.0)
     longest = max(longest, 1.0)
-    return [
-        EntryRow(entry, 100 * (entry.gain or 0.0) / longest, 100 / longest, noise(entry.conditions or ()))
-        for entry in entries
-    ]
+    return [EntryRow(entry, 100 * (entry.gain or 0.0) / longest, 100 / longest) for entry in entries]
 
 
 def _part(study: RecordedStudy, sources: ReportSources) -> StudyPart:

@@ -58,7 +58,6 @@ def measured(head_dim: int = 128, seqlen: int = 4096, **changes: Any) -> TunedEn
         "trials": 40,
         "created": EARLY,
         "toolchain": TOOLCHAIN,
-        "device": {"clock_mhz": 1980, "driver": "580.10"},
     }
     return TunedEntry(**fields | changes)
 

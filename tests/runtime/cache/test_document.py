@@ -49,7 +49,6 @@ def entries(draw):
     )
     schedule, config = default_config(spec, problem.dtype, Limits("sm_90", 232448))
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(["NO", "1:30", "null"])
-    fact = text | st.booleans() | st.integers(-(10**17), 10**17) | st.floats(allow_nan=False, allow_infinity=False)
     return measured(
         spec=spec,
         problem=problem,
@@ -60,7 +59,7 @@ def entries(draw):
         gain=draw(st.none() | st.floats(1e-3, 1e3)),
         trials=draw(st.integers(1, 10**6)),
         created=draw(st.datetimes(timezones=st.just(UTC))),
-        device=draw(st.dictionaries(text, fact, max_size=4)),
+        noise=tuple(draw(st.lists(text, max_size=4))),
         conditions=draw(st.none() | st.builds(Conditions, before=STATES, after=STATES).map(lambda each: (each, each))),
     )
 

@@ -82,12 +82,12 @@ def test_a_folder_that_cannot_be_made_is_named(settings, caches):
         caches.write(ARCH, [measured()])
 
 
-@pytest.mark.parametrize("device", [{"driver": "x" * 300}, {"clock_mhz": float("nan")}, {"clock_mhz": 10**30}])
-def test_an_entry_that_could_not_be_read_back_is_not_written(caches, device):
+@pytest.mark.parametrize("change", [{"noise": ("x" * 300,)}, {"median_ms": float("nan")}, {"trials": 10**30}])
+def test_an_entry_that_could_not_be_read_back_is_not_written(caches, change):
     path = caches.write(ARCH, [measured(64)])
     before = path.read_bytes()
     with pytest.raises(CacheNotWrittenError, match="read back"):
-        caches.write(ARCH, [measured(128, device=device)])
+        caches.write(ARCH, [measured(128, **change)])
     assert path.read_bytes() == before
 
 

@@ -4,9 +4,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from msgspec import structs
 
-from attnforge.cache.schema import Conditions, Source, Toolchain
+from attnforge.cache.schema import Source, Toolchain
 from attnforge.cache.store import TunedCacheStore
 from attnforge.codegen import DType, Pass
 from attnforge.compilation import Failure, FailureKind
@@ -154,10 +153,9 @@ def test_both_colour_schemes_and_small_screens_are_provided_for(page: Page) -> N
 
 def test_a_noisy_comparison_is_labelled_and_counted(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
-    crowded = structs.replace(fabricated.QUIET, other_processes=1)
     entries = [
-        measured(seqlen=seqlen, conditions=(Conditions(before=fabricated.QUIET, after=state),))
-        for seqlen, state in ((1024, fabricated.QUIET), (4096, crowded), (16384, fabricated.QUIET))
+        measured(seqlen=seqlen, noise=noise)
+        for seqlen, noise in ((1024, ()), (4096, ("another process on the GPU",)), (16384, ()))
     ]
     TunedCacheStore(settings).write(fabricated.H200, entries)
     page = page_of(settings)
