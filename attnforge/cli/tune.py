@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from attnforge.cache.store import TunedCacheStore
+from attnforge.cli import INTERRUPTED
 from attnforge.cli.selection import (
     CausalOption,
     DTypeOption,
@@ -62,8 +63,6 @@ COMPILE_DEADLINE_S = 60.0
 """Three times what the slowest shipped variant takes; a compiler that never ends must not outlast the budget."""
 INTERPRETING = Deadlines(check=600.0)
 """Seconds: the largest tiles take a minute on a busy core."""
-INTERRUPTED = 130
-"""Exit code: 128 + SIGINT, as shells have it."""
 
 
 class NothingValidError(AttnforgeError):
