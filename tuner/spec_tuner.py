@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -29,7 +29,7 @@ from attnforge.tuner.effort import Effort
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison, Measure
 from attnforge.tuner.noise import noise
 from attnforge.tuner.offer import offer
-from attnforge.tuner.progress import TuneProgress
+from attnforge.tuner.progress import Phase, TuneProgress, standing_of
 from attnforge.tuner.ranking import predictors
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
 from attnforge.tuner.spec_search import SpecSearch
@@ -78,6 +78,7 @@ class SpecTuner:
         self._gated: dict[Variant, Accurate | Failure] = {}
         self._noisy: set[Problem] = set()
         self._has_result = asyncio.Event()
+        self._ended_early = False
         self._in_office = {problem: decide(spec, problem, target, resources.caches) for problem in task.problems}
         first = [
             Variant(spec, *default_config(spec, dtype, target.limits)),
@@ -101,15 +102,14 @@ class SpecTuner:
             return SpecResult(self.search.spec, tuple(map(self._not_offered, self.search.problems)), trials=0)
         if self.is_done:
             return self._result([self._kept(problem) for problem in self.search.problems])
-        self._resources.progress.started(self.search)
+        self._resources.progress.started(standing_of(self.search))
         self._comparer.expect()
         await asyncio.gather(*(self._search(has_time) for _ in range(self._resources.lanes)))
-        await asyncio.gather(
-            *(self._try(variant) for variant in self.search.recombined() if self.search.claim(variant))
-        )
+        self._ended_early = not has_time() and not self.search.is_complete
+        await asyncio.gather(*(self._try(each) for each in self.search.recombined() if self.search.claim(each)))
         await self._others(has_time)
-        self._resources.progress.comparing(self.search)
-        return self._result(await self._choose_all())
+        with self._during(Phase.COMPARING):
+            return self._result(await self._choose_all())
 
     def confirm(self) -> None:
         """Note that what tune() chose has been written, but for what is to be compared again."""
@@ -139,39 +139,38 @@ class SpecTuner:
 
     async def _next_result(self) -> None:
         """Wait for the next of this tuner's results, after which something may be worth trying, or POLL_S."""
-        with suppress(TimeoutError):
+        with suppress(TimeoutError), self._during(Phase.WAITING):
             await asyncio.wait_for(self._has_result.wait(), POLL_S)
 
     async def _others(self, has_time: Callable[[], bool]) -> None:
         """Wait for what other tuners still try: it may be the best."""
-        while has_time() and self.search.waits_for_others():
-            await asyncio.sleep(POLL_S)
+        with self._during(Phase.WAITING):
+            while has_time() and self.search.waits_for_others():
+                await asyncio.sleep(POLL_S)
 
     async def _try(self, variant: Variant) -> None:
         """One config on every problem. Once it has failed it has failed on the longer problems too."""
         problems = self.search.to_try(variant)
-        outcome: CompileReport | Outcome = await self._compile(variant, problems)
+        with self._during(Phase.COMPILING):
+            outcome: CompileReport | Outcome = await self._compile(variant, problems)
         for problem in problems:
             if not isinstance(outcome, Failure):
                 best_ms = self.search.best_kernel_ms(problem, variant)
-                outcome = await self._resources.devices.measure(Measure(VariantData.of(variant), problem, best_ms))
+                with self._during(Phase.MEASURING):
+                    outcome = await self._resources.devices.measure(Measure(VariantData.of(variant), problem, best_ms))
             self.search.record(variant, problem, outcome)
-            self._resources.progress.tried(self.search)
+            self._resources.progress.tried(standing_of(self.search))
         self._has_result.set()
         self._has_result = asyncio.Event()
 
     async def _compile(self, variant: Variant, problems: Iterable[Problem]) -> CompileReport | Failure:
         """Compile what the problems will launch, each different kernel once; the first failure, if any."""
-        violated = variant.definition.violations(
-            variant.spec, variant.config, self._dtype, self._resources.target.limits
-        )
+        target = self._resources.target
+        violated = variant.definition.violations(variant.spec, variant.config, self._dtype, target.limits)
         if variant != self.search.default and violated:
             return Failure(FailureKind.INVALID, f"excluded: {'; '.join(violated)}")
-        futures = [
-            asyncio.wrap_future(self._resources.pool.submit(variant, problem, self._resources.target))
-            for problem in unlike(problems)
-        ]
-        outcomes = await asyncio.gather(*futures)
+        submitted = (self._resources.pool.submit(variant, problem, target) for problem in unlike(problems))
+        outcomes = await asyncio.gather(*map(asyncio.wrap_future, submitted))
         return next((outcome for outcome in outcomes if isinstance(outcome, Failure)), outcomes[0])
 
     async def _choose_all(self) -> list[ProblemResult]:
@@ -228,12 +227,9 @@ class SpecTuner:
 
     def _measured_before(self, entry: TunedEntry) -> TunedEntry | None:
         """The newest measured entry, of whatever schedule, that a new one would take the place of."""
-        found = (
-            each
-            for loaded in self._resources.caches
-            for each in loaded.cache.entries
-            if each.source is Source.MEASURED and (each.spec, each.bucket) == (entry.spec, entry.bucket)
-        )
+        known = chain.from_iterable(loaded.cache.entries for loaded in self._resources.caches)
+        measured = (each for each in known if each.source is Source.MEASURED)
+        found = (each for each in measured if (each.spec, each.bucket) == (entry.spec, entry.bucket))
         toolchain = self._resources.versions.toolchain
         current = [e for e in found if not e.toolchain.differences(toolchain(e.schedule, e.spec.pass_))]
         return max(current, key=lambda each: each.created, default=None)
@@ -241,7 +237,8 @@ class SpecTuner:
     async def _gate(self, variant: Variant) -> Accurate | Failure:
         """The whole accuracy gate, once a config."""
         if variant not in self._gated:
-            self._gated[variant] = await self._check(variant)
+            with self._during(Phase.CHECKING):
+                self._gated[variant] = await self._check(variant)
         return self._gated[variant]
 
     async def _check(self, variant: Variant) -> Accurate | Failure:
@@ -282,7 +279,11 @@ class SpecTuner:
         return ProblemResult(problem, Verdict.KEPT, self._in_office[problem].entry)
 
     def _result(self, problems: list[ProblemResult]) -> SpecResult:
-        return SpecResult(self.search.spec, tuple(problems), self.search.finished, self.search.failures())
+        search = self.search
+        return SpecResult(search.spec, tuple(problems), search.finished, search.failures(), self._ended_early)
+
+    def _during(self, phase: Phase) -> AbstractContextManager[None]:
+        return self._resources.progress.during(self.search.spec, phase)
 
 
 def _median_of_all(rounds_ms: Iterable[Iterable[float]]) -> float:
