@@ -21,6 +21,7 @@ from attnforge.tuner.comparison import winner
 from attnforge.tuner.compile_cases import sizes_of
 from attnforge.tuner.messages import Accurate, CheckNumerics, Compare, Comparison
 from attnforge.tuner.noise import noise
+from attnforge.tuner.progress import Phase
 from attnforge.tuner.resources import Resources
 from attnforge.tuner.result import ProblemResult, Verdict
 from attnforge.tuner.spec_search import SpecSearch
@@ -164,7 +165,8 @@ class Chooser:
     async def _gate(self, variant: Variant) -> Accurate | Failure:
         """The whole accuracy gate, once a config."""
         if variant not in self._gated:
-            self._gated[variant] = await self._check(variant)
+            with self._resources.progress.during(self._search.spec, Phase.CHECKING):
+                self._gated[variant] = await self._check(variant)
         return self._gated[variant]
 
     async def _check(self, variant: Variant) -> Accurate | Failure:

@@ -51,6 +51,8 @@ class SpecResult:
     """Configs that were tried, those of earlier runs included."""
     failures: Mapping[Variant, Failure] = field(default_factory=dict)
     """The configs among them that failed."""
+    ended_early: bool = False
+    """Whether the search had configs left to propose when its time was over."""
 
     @property
     def entries(self) -> list[TunedEntry]:

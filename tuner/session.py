@@ -69,6 +69,7 @@ class Session:
             raise TrialsNotStoredError(self.storage, error) from error
 
     async def _run_and_close(self) -> None:
+        self.progress.starting()
         try:
             with self.pool, Devices(self.measurer) as devices:
                 identity = await devices.identify()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 from attnforge.cache.store import LoadedCache
 from attnforge.codegen import Variant, default_config
@@ -14,6 +14,7 @@ from attnforge.problem import Problem
 from attnforge.tuner.chooser import Chooser
 from attnforge.tuner.messages import Measure
 from attnforge.tuner.offer import offer
+from attnforge.tuner.progress import Phase, standing_of
 from attnforge.tuner.ranking import predictors
 from attnforge.tuner.resources import Resources
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
@@ -38,6 +39,7 @@ class SpecTuner:
         self._comparer = resources.comparers[place % len(resources.comparers)]
         self.offer = offer(spec, dtype, target.limits, effort.quick, effort.schedules)
         self._has_result = asyncio.Event()
+        self._ended_early = False
         in_office = [decide(spec, problem, target, resources.caches).variant for problem in task.problems]
         first = [
             Variant(spec, *default_config(spec, dtype, target.limits)),
@@ -62,15 +64,16 @@ class SpecTuner:
             return SpecResult(self.search.spec, tuple(map(self._not_offered, self.search.problems)), trials=0)
         if self.is_done:
             return self._result([self._kept(problem) for problem in self.search.problems])
-        self._resources.progress.started(self.search)
+        self._resources.progress.started(standing_of(self.search))
         self._comparer.expect()
         await asyncio.gather(*(self._search(has_time) for _ in range(self._resources.lanes)))
+        self._ended_early = not has_time() and not self.search.is_complete
         await self._try_all(self.search.recombined())
         await self._others(has_time)
         self._chooser.look_again()
         await self._try_all(decision.variant for decision in self._chooser.in_office.values())
-        self._resources.progress.comparing(self.search)
-        return self._result(await self._chooser.choose())
+        with self._during(Phase.COMPARING):
+            return self._result(await self._chooser.choose())
 
     def confirm(self, result: SpecResult) -> None:
         """Note that what tune() chose has been written, but for what is to be compared again."""
@@ -102,7 +105,7 @@ class SpecTuner:
 
     async def _next_result(self) -> None:
         """Wait for the next of this tuner's results, after which something may be worth trying, or POLL_S."""
-        with suppress(TimeoutError):
+        with suppress(TimeoutError), self._during(Phase.WAITING):
             await asyncio.wait_for(self._has_result.wait(), POLL_S)
 
     async def _others(self, has_time: Callable[[], bool]) -> None:
@@ -110,7 +113,8 @@ class SpecTuner:
         while has_time() and self.search.waits_for_others():
             left = self.search.propose()
             if left is None:
-                await asyncio.sleep(POLL_S)
+                with self._during(Phase.WAITING):
+                    await asyncio.sleep(POLL_S)
             else:
                 await self._try(left)
 
@@ -122,13 +126,15 @@ class SpecTuner:
     async def _try(self, variant: Variant) -> None:
         """One config on every problem. Once it has failed it has failed on the longer problems too."""
         problems = self.search.to_try(variant)
-        outcome: CompileReport | Outcome = await self._compile(variant, problems)
+        with self._during(Phase.COMPILING):
+            outcome: CompileReport | Outcome = await self._compile(variant, problems)
         for problem in problems:
             if not isinstance(outcome, Failure):
                 best_ms = self.search.best_kernel_ms(problem, variant)
-                outcome = await self._resources.devices.measure(Measure(VariantData.of(variant), problem, best_ms))
+                with self._during(Phase.MEASURING):
+                    outcome = await self._resources.devices.measure(Measure(VariantData.of(variant), problem, best_ms))
             self.search.record(variant, problem, outcome)
-            self._resources.progress.tried(self.search)
+            self._resources.progress.tried(standing_of(self.search))
         self._has_result.set()
         self._has_result = asyncio.Event()
 
@@ -148,7 +154,11 @@ class SpecTuner:
         return ProblemResult(problem, Verdict.KEPT, self._chooser.in_office[problem].entry)
 
     def _result(self, problems: list[ProblemResult]) -> SpecResult:
-        return SpecResult(self.search.spec, tuple(problems), self.search.finished, self.search.failures())
+        search = self.search
+        return SpecResult(search.spec, tuple(problems), search.finished, search.failures(), self._ended_early)
+
+    def _during(self, phase: Phase) -> AbstractContextManager[None]:
+        return self._resources.progress.during(self.search.spec, phase)
 
 
 def _neighbours(task: Task, caches: tuple[LoadedCache, ...]) -> list[Variant]:

@@ -4,42 +4,92 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import exp, log
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from attnforge.cache.schema import Source, TunedEntry
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
 
+EARLY = "*"
+"""Behind the trials of a search that ended early."""
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """The table, or the same without its lines where it is too wide: the names of configs on lines of their own."""
+
+    results: Sequence[SpecResult]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        results = sorted(self.results, key=lambda result: result.spec.name)
+        table = _table(results)
+        fits = Measurement.get(console, options.update(max_width=1000), table).maximum <= options.max_width
+        yield table if fits else _narrow(results)
+        yield from map(Text, _lines(results))
+
 
 def summary(results: Sequence[SpecResult]) -> RenderableType:
-    """A row for each spec and sequence length, the mean gain, and the failures by kind."""
+    """What became of each spec and sequence length, the mean gain, and the failures by kind."""
+    return _Summary(results)
+
+
+def _table(results: Sequence[SpecResult]) -> Table:
+    """A row for each spec and sequence length."""
     table = Table(title="Tuned configs", title_justify="left")
-    for column in ("spec", "seqlen", "config"):
-        table.add_column(column, overflow="fold")
+    for column in ("spec", "seqlen", "schedule/config"):
+        table.add_column(column)
     for column in ("ms", "TFLOP/s", "x default", "trials"):
         table.add_column(column, justify="right")
-    for result in sorted(results, key=lambda result: result.spec.name):
+    for result in results:
         for each in result.problems:
-            table.add_row(*_row(result, each))
+            table.add_row(result.spec.name, str(each.problem.seqlen_q), _config(each), *_numbers(result, each))
         table.add_section()
-    lines = (*_gain(results), *_failures(results), *_noisy(results), *_nothing_valid(results))
-    return Group(table, *map(Text, lines))
+    return table
 
 
-def _row(result: SpecResult, each: ProblemResult) -> tuple[str, ...]:
-    name, seqlen, trials = result.spec.name, str(each.problem.seqlen_q), str(result.trials)
+def _narrow(results: Sequence[SpecResult]) -> Text:
+    """Two lines for each spec and sequence length."""
+    width = max((len(result.spec.name) for result in results), default=0)
+    header = _line(width, "spec", "seqlen", "ms", "TFLOP/s", "x default", "trials")
+    lines = ["Tuned configs", header, "  schedule/config", ""]
+    for result in results:
+        for each in result.problems:
+            lines.append(_line(width, result.spec.name, str(each.problem.seqlen_q), *_numbers(result, each)))
+            lines.append(f"  {_config(each)}")
+    return Text("\n".join(lines))
+
+
+def _line(width: int, name: str, seqlen: str, ms: str, tflops: str, gain: str, trials: str) -> str:
+    return f"{name:{width}}  {seqlen:>6}  {ms:>9}  {tflops:>7}  {gain:>9}  {trials:>6}"
+
+
+def _config(each: ProblemResult) -> str:
     if each.entry is None:
-        return name, seqlen, str(each.verdict), "", "", "", trials
-    return name, seqlen, each.entry.config.name, *_numbers(each.entry), trials
+        return str(each.verdict)
+    return f"{each.entry.schedule}/{each.entry.config.name}"
 
 
-def _numbers(entry: TunedEntry) -> tuple[str, str, str]:
+def _numbers(result: SpecResult, each: ProblemResult) -> tuple[str, str, str, str]:
+    """Milliseconds, TFLOP/s, gain and trials."""
+    trials = f"{result.trials}{EARLY if result.ended_early else ''}"
+    return ("", "", "", trials) if each.entry is None else (*_speed(each.entry), trials)
+
+
+def _speed(entry: TunedEntry) -> tuple[str, str, str]:
     ms = "predicted" if entry.median_ms is None else f"{entry.median_ms:.3f}"
     tflops = "" if entry.tflops is None else f"{entry.tflops:.0f}"
     return ms, tflops, "" if entry.gain is None else f"{entry.gain:.2f}"
+
+
+def _lines(results: Sequence[SpecResult]) -> list[str]:
+    """What is to be said below the table."""
+    early = [f"{EARLY} out of time: configs were left to try"] if any(each.ended_early for each in results) else []
+    return [*early, *_gain(results), *_failures(results), *_noisy(results), *_nothing_valid(results)]
 
 
 def _gain(results: Sequence[SpecResult]) -> list[str]:
@@ -50,7 +100,10 @@ def _gain(results: Sequence[SpecResult]) -> list[str]:
     word = "predicted" if all(entry.source is Source.PREDICTED for entry in entries) else "measured"
     mean = exp(sum(map(log, gains)) / len(gains))
     faster = sum(gain > 1.0 for gain in gains)
-    return [f"{word} gain over the default configs: {mean:.3f}x (geometric mean), {faster} of {len(gains)} are faster"]
+    are = "is" if len(gains) == 1 else "are"
+    return [
+        f"{word} gain over the default configs: {mean:.3f}x (geometric mean), {faster} of {len(gains)} {are} faster"
+    ]
 
 
 def _failures(results: Sequence[SpecResult]) -> list[str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from math import ceil
+from shlex import quote
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
 from attnforge.cache.store import TunedCacheStore
+from attnforge.cli import INTERRUPTED
 from attnforge.cli.selection import (
     CausalOption,
     DTypeOption,
@@ -44,7 +48,7 @@ from attnforge.tuner.measurer import INTERPRETER_WORKER, Deadlines, Measurer, in
 from attnforge.tuner.offer import offer
 from attnforge.tuner.prediction import is_predictable
 from attnforge.tuner.prediction_session import PredictionSession
-from attnforge.tuner.progress import progress_for
+from attnforge.tuner.progress import counted, progress_for
 from attnforge.tuner.result import SpecResult
 from attnforge.tuner.session import Session
 from attnforge.tuner.storage import check_url, shown
@@ -55,7 +59,7 @@ from attnforge.users_kernels import write_users_kernels
 
 SEQLENS = (1024, 4096, 16384)
 QUICK_SEQLENS = (4096,)
-QUICK_HEAD_DIMS = (128, 64)
+QUICK_HEAD_DIMS = (64, 128)
 """What --target --quick predicts: the common ones."""
 TRIALS, QUICK_TRIALS = 32, 10
 BUDGET_S, QUICK_BUDGET_S = 7 * 60.0, 3 * 60.0
@@ -64,8 +68,6 @@ COMPILE_DEADLINE_S = 60.0
 """Three times what the slowest shipped variant takes; a compiler that never ends must not outlast the budget."""
 INTERPRETING = Deadlines(check=600.0)
 """Seconds: the largest tiles take a minute on a busy core."""
-INTERRUPTED = 130
-"""Exit code: 128 + SIGINT, as shells have it."""
 
 
 class NothingWrittenError(AttnforgeError):
@@ -107,12 +109,13 @@ def tune(
     costs a trial. The best are compared with the default before one is kept.
 
     Ctrl-C is safe: what is done is written, finished trials are kept, and the
-    same command goes on from there.
+    same command goes on from there. With --target what is done is written too,
+    and the same command starts over.
 
     attnforge tune --head-dim 128 --causal    two kernels, in under a minute\n
     attnforge tune --head-dim 72              a size that is not shipped\n
     attnforge tune --target sm_80 --quick     no GPU: predict\n
-    attnforge tune --storage postgresql://me@host/tune     together with others
+    attnforge tune --storage postgresql://me@host/db    together with others
     """
     if storage:
         check_url(storage)
@@ -138,9 +141,14 @@ def tune(
     if target is None:
         _measure(todo, effort, fresh, storage, settings, console)
         return
-    if fresh or budget or schedule or storage or strategy is not StrategyName.GAUSSIAN:
-        options = "--fresh, --budget, --schedule, --storage and --strategy"
-        raise SelectionError(f"{options} are about measuring: leave them out with --target")
+    of_measuring = {
+        "--fresh": fresh,
+        "--budget": budget,
+        "--schedule": schedule,
+        "--storage": storage,
+        "--strategy": strategy is not StrategyName.GAUSSIAN,
+    }
+    _refuse([option for option, given in of_measuring.items() if given])
     compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)
     predicted = _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
     if predicted and quick and head_dim is None:
@@ -149,6 +157,13 @@ def tune(
             f" {_listed(QUICK_SEQLENS)}, configs that seldom win. For all of them: attnforge tune --target {target}",
             highlight=False,
         )
+
+
+def _refuse(of_measuring: Sequence[str]) -> None:
+    """Options that say nothing to a prediction."""
+    if of_measuring:
+        are, them = ("is", "it") if len(of_measuring) == 1 else ("are", "them")
+        raise SelectionError(f"{_listed(of_measuring)} {are} about measuring: leave {them} out with --target")
 
 
 def _with_schedules(specs: tuple[AttentionSpec, ...], wanted: list[Schedule] | None) -> tuple[AttentionSpec, ...]:
@@ -182,13 +197,26 @@ def _measure(
         storage=storage,
     )
     finished = session.run()
-    _report(session.results, finished, len(todo), settings, console, storage)
-    if session.left:
-        console.print(
-            f"The budget is spent: {len(session.left)} of {len(todo)} kernels had no turn. The same command goes on"
-            " with them; --budget gives it more time.",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+    trials = settings.studies_dir if storage is None else shown(storage)
+    place = "" if storage is None else f" --storage {quote(shown(storage))}"
+    _print_results(session.results, f"attnforge report{place}", settings, console)
+    if not finished:
+        rest = f"finished trials of the others are in {trials}. The same command goes on from there."
+        _end_interrupted(session.results, todo, rest, console)
+    early = sum(result.ended_early for result in session.results)
+    if early or session.left:
+        _say(console, out_of_time(early, len(session.left), len(todo), effort.budget_s))
+    _fail_where_nothing_was_written(session.results)
+
+
+def out_of_time(early: int, left: int, specs: int, budget_s: float) -> str:
+    """What the budget cut short: ``early`` searches and ``left`` specs that had no turn, of all ``specs``."""
+    ended = f"ended {early} of {counted(specs, 'search', 'searches')} early"
+    waiting = f"left {left} of {counted(specs, 'spec')} without a turn"
+    what = " and ".join([*([ended] if early else []), *([waiting] if left else [])])
+    twice = 2 * budget_s
+    more = f"{ceil(twice / 60)}m" if twice >= 120 else f"{ceil(twice)}s"
+    return f"The budget {what}: the same command goes on with them, `--budget {more}` gives it more time."
 
 
 def _predict(
@@ -214,50 +242,57 @@ def _predict(
         compilations=compilations,
     )
     finished = session.run()
-    _report(session.results, finished, len(todo), settings, console)
+    _print_results(session.results, f"attnforge report --target {target.slug}", settings, console)
+    if not finished:
+        rest = "of the others nothing is kept. The same command starts over."
+        _end_interrupted(session.results, todo, rest, console)
+    _fail_where_nothing_was_written(session.results)
     return True
 
 
 def _leave_to_defaults(specs: list[AttentionSpec], target: Target, settings: Settings, console: Console) -> None:
     """Say of which specs nothing is predicted, and why; those that are not shipped get their kernels all the same."""
-    console.print(
+    _say(
+        console,
         f"Not predicted, for on {target.arch} their default configs are of a schedule that only a tune on the GPU"
         f" itself can improve: {', '.join(spec.name for spec in specs)}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    )
     new = [spec for spec in specs if spec not in shipped_specs()]
     if new:
         write_users_kernels(default_variants(new, [target]), settings.kernels_dir)
-        console.print(
+        _say(
+            console,
             f"Generated, with their default configs: {', '.join(spec.name for spec in new)}; attention() uses them from"
             " now on.",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        )
 
 
-def _report(
-    results: list[SpecResult],
-    finished: bool,
-    specs: int,
-    settings: Settings,
-    console: Console,
-    storage: str | None = None,
-) -> None:
-    """The summary, where the winners are, and what to do about what is missing."""
+def _print_results(results: Sequence[SpecResult], report: str, settings: Settings, console: Console) -> None:
+    """The summary, and where the winners are; ``report`` is the command that shows them."""
     if results:
         console.print(summary(results))
-        kept = f"Kept in {settings.tuned_dir}; attention() looks there first. `attnforge report` shows it as a page."
-        console.print(kept, highlight=False, soft_wrap=True)
-    if not finished:
-        console.print(
-            f"Interrupted: {len(results)} of {specs} kernels are done and written; finished trials of the others are"
-            f" in {settings.studies_dir if storage is None else shown(storage)}. The same command goes on from there.",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-        raise typer.Exit(INTERRUPTED)
+    if any(result.entries for result in results):
+        _say(console, f"Kept in {settings.tuned_dir}; attention() looks there first. `{report}` shows it as a page.")
+
+
+def _end_interrupted(results: Sequence[SpecResult], todo: Sequence[Task], rest: str, console: Console) -> NoReturn:
+    """``rest`` says what becomes of the specs that are not done."""
+    done = f"{len(results)} of {counted(len(todo), 'spec')} {'is' if len(todo) == 1 else 'are'} done and written"
+    _say(console, f"Interrupted: {done}; {rest}")
+    raise typer.Exit(INTERRUPTED)
+
+
+def _fail_where_nothing_was_written(results: Sequence[SpecResult]) -> None:
     if any(each.entry is None for result in results for each in result.problems):
         raise NothingWrittenError(results)
 
 
-def _listed(values: Sequence[int]) -> str:
-    return " and ".join(str(value) for value in sorted(values))
+def _say(console: Console, line: str) -> None:
+    """In a file or a pipe a line stays one."""
+    console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _listed(values: Sequence[int | str]) -> str:
+    """Such as 64, 128 and 256."""
+    *others, last = map(str, values)
+    return f"{', '.join(others)} and {last}" if others else last

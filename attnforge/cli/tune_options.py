@@ -21,21 +21,25 @@ def _duration(text: str) -> float:
 
 SeqlenOption = Annotated[
     list[int] | None,
-    typer.Option("--seqlen", min=1, help="Sequence length to tune for; repeat it for several. 1024, 4096 and 16384."),
+    typer.Option(
+        "--seqlen", min=1, help="Sequence length to tune for; repeat it for several. \\[default: 1024, 4096, 16384]"
+    ),
 ]
 TargetOption = Annotated[
     str | None,
     typer.Option(
         "--target",
         help="Predict for an arch such as sm_90 or gfx942 instead of measuring: nothing runs on a GPU. The entries are "
-        "marked as predicted, and a tune on such a GPU replaces them.",
+        "marked as predicted, and a tune on such a GPU replaces them. Has bounds of its own: --trials says how many"
+        " configs are compiled, --budget is not taken.",
     ),
 ]
 QuickOption = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="Minutes: one sequence length, fewer configs; with --target also head dims 64 and 128 alone.",
+        help="One sequence length (4096), fewer configs, 10 trials and 3m; with --target 5 trials, and head dims 64 and"
+        " 128 alone.",
     ),
 ]
 TrialsOption = Annotated[
@@ -43,24 +47,28 @@ TrialsOption = Annotated[
     typer.Option(
         "--trials",
         min=1,
-        help="Configs to try for each kernel, earlier runs' included, unless nothing promises more before. 32.",
+        help="Configs to try for each kernel, earlier runs' included, unless nothing promises more before."
+        " \\[default: 32; with --target 16]",
     ),
 ]
 BudgetOption = Annotated[
     float | None,
     typer.Option(
         "--budget", parser=_duration, metavar="TIME",
-        help="For everything, such as 90s, 5m or 1h; the kernels share it, and those that it leaves no time for are the"
-        " first of the next tune. 7m.",
+        help="Time for everything, such as 90s, 5m or 1h; the kernels share it, and those that it leaves none for are"
+        " the first of the next tune. \\[default: 7m]",
     ),
 ]  # fmt: skip
-JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Compilers at once. One a core.")]
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Compilers at once. \\[default: one a core, less one that measures]"),
+]
 ScheduleOption = Annotated[
     list[Schedule] | None,
     typer.Option(
         "--schedule",
-        help="Search this schedule alone; repeat it for several. Every one that can do a kernel on the GPU when left"
-        " out: hopper is for sm_90.",
+        help="Search this schedule alone; repeat it for several. hopper is for sm_90. \\[default: every one that can do"
+        " a kernel on the GPU]",
     ),
 ]
 StrategyOption = Annotated[
@@ -76,8 +84,8 @@ StorageOption = Annotated[
     str | None,
     typer.Option(
         "--storage", metavar="URL",
-        help="Database that holds the trials, such as postgresql://user@host/name: tuners on any number of machines"
-        " that name the same one share the work. A SQLite file of your own.",
+        help="Database of the trials: tuners on any number of machines that name the same one share the work."
+        " \\[default: a SQLite file of your own]",
     ),
 ]  # fmt: skip
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs measured and start over.")]

@@ -5,6 +5,7 @@ import types
 import pytest
 
 from attnforge import __version__, cli
+from attnforge.cli.app import COMMANDS
 from attnforge.codegen import SpecError
 from attnforge.errors import UnsupportedInputError
 
@@ -38,7 +39,7 @@ def test_help_lists_every_command_without_importing_one_or_what_they_need():
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert shown.stdout.splitlines()[-1].strip() == "imported:"
-    for name, summary in cli.COMMANDS.items():
+    for name, summary in COMMANDS.items():
         assert f"{name} " in shown.stdout
         assert summary.split(" ")[0] in shown.stdout
 

@@ -49,8 +49,8 @@ def test_without_a_gpu_it_names_target(folder: Path, capsys: pytest.CaptureFixtu
         (["--budget", "soon"], "90s, 5m or 1h"),
         (["--budget", "0m"], "90s, 5m or 1h"),
         (["--seqlen", "0"], "--seqlen"),
-        (["--target", "sm_90", "--budget", "5m"], "leave them out with --target"),
-        (["--target", "sm_90", "--schedule", "portable"], "leave them out with --target"),
+        (["--target", "sm_90", "--budget", "5m"], "error: --budget is about measuring: leave it out with --target"),
+        (["--target", "sm_90", "--schedule", "portable", "--fresh"], "error: --fresh and --schedule are about"),
         (["--schedule", "fast"], "portable"),
     ],
 )
@@ -68,15 +68,105 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in shown
 
 
-def test_a_size_that_is_not_shipped_is_tuned_and_can_be_called_afterwards(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a fake device: only compilers, kernels and times are invented."""
+def test_help_names_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of("--help") == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for default in (
+        f"[default: {', '.join(map(str, command.SEQLENS))}]",
+        f"[default: {command.TRIALS}; with --target {command.COMPILATIONS}]",
+        f"[default: {command.BUDGET_S / 60:.0f}m]",
+        f"{command.QUICK_TRIALS} trials and {command.QUICK_BUDGET_S / 60:.0f}m; with --target"
+        f" {command.QUICK_COMPILATIONS} trials",
+    ):
+        assert default in text
+
+
+def test_help_is_whole_at_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert code_of("--help") == 0
+    assert "…" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def fakes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Only compilers, kernels and times are invented."""
     script = Script(str(folder))
-    monkeypatch.setattr(command, "Measurer", lambda: measurer_of(script))
+    monkeypatch.setattr(command, "Measurer", lambda *_: measurer_of(script))
     monkeypatch.setattr(
-        command, "CompilePool", lambda jobs, s: CompilePool(1, s, fake_command("fake_compiler.py", script))
+        command, "CompilePool", lambda _, s=None: CompilePool(1, s or 60.0, fake_command("fake_compiler.py", script))
     )
+    return script
+
+
+ONE = ("--head-dim", "32", "--causal", "--pass", "forward", "--seqlen", "1024", "--jobs", "1")
+
+
+def test_where_the_winners_are_is_said_when_something_was_written(
+    fakes: Script, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code_of(*ONE, "--trials", "2") in (0, None)
+    said = capsys.readouterr().out
+    assert f"Kept in {folder / 'tuned'}" in said
+    assert "`attnforge report` shows it" in said
+    assert code_of(*ONE, "--trials", "2") in (0, None)
+    assert "Kept in" not in capsys.readouterr().out, "an earlier run had done it all"
+    fakes.faults = {"*": "wrong"}
+    fakes.write()
+    assert code_of(*ONE, "--trials", "2", "--fresh") == 2
+    assert "Kept in" not in capsys.readouterr().out
+
+
+def test_a_budget_that_ended_searches_says_so_and_how_to_go_on(
+    fakes: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code_of(*ONE, "--budget", "0.01s") in (0, None)
+    assert "ended 1 of 1 search early: the same command goes on with them, `--budget 1s`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("early", "left", "budget_s", "words"),
+    [
+        (3, 0, 420.0, "The budget ended 3 of 4 searches early: the same command goes on with them, `--budget 14m`"),
+        (0, 1, 5.0, "The budget left 1 of 4 specs without a turn: the same command goes on with them, `--budget 10s`"),
+        (2, 1, 90.0, "ended 2 of 4 searches early and left 1 of 4 specs without a turn: the same"),
+    ],
+)
+def test_searches_that_ended_early_and_specs_without_a_turn_are_told_together(
+    early: int, left: int, budget_s: float, words: str
+) -> None:
+    assert words in command.out_of_time(early, left, 4, budget_s)
+
+
+def test_the_report_of_a_shared_storage_and_of_a_target_is_named_with_its_option(
+    fakes: Script, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{folder}/shared.db"
+    assert code_of(*ONE, "--trials", "2", "--storage", url) in (0, None)
+    assert f"`attnforge report --storage {url}` shows it" in capsys.readouterr().out
+    assert code_of(*ONE, "--trials", "2", "--target", "sm_80") in (0, None)
+    assert "`attnforge report --target sm_80` shows it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [([], "studies. The same command goes on from there."), (["--target", "sm_80"], "The same command starts over.")],
+)
+def test_an_interruption_says_what_becomes_of_the_rest(
+    fakes: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    for session in (command.Session, command.PredictionSession):
+        monkeypatch.setattr(session, "run", lambda self: self.pool.close())
+    assert code_of(*ONE, *arguments) == 130
+    said = capsys.readouterr().out
+    assert "Interrupted: 0 of 1 spec is done and written" in said
+    assert words in said
+
+
+def test_a_size_that_is_not_shipped_is_tuned_and_can_be_called_afterwards(fakes: Script, folder: Path) -> None:
     settings = Settings(folder)
     specs = [
         AttentionSpec(pass_=pass_, head_dim=72, head_dim_v=72, causal=causal)
@@ -113,7 +203,7 @@ def test_what_cannot_be_predicted_is_said_and_generated_where_it_is_not_shipped(
     [
         (["--storage", "nonsense"], "postgresql://user@host/database"),
         (["--storage", "sqlite:////tmp/x", "--fresh"], "name a new database"),
-        (["--storage", "sqlite:////tmp/x", "--target", "sm_90"], "leave them out with --target"),
+        (["--storage", "sqlite:////tmp/x", "--target", "sm_90"], "leave it out with --target"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_refused_before_anything_starts(

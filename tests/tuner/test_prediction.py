@@ -1,6 +1,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import INTERPRETER_WORKER, Measurer, interpreting_environment
 from attnforge.tuner.prediction import LARGEST_SPILL, SpecPrediction, is_predictable
 from attnforge.tuner.prediction_session import PredictionSession
-from attnforge.tuner.progress import PlainProgress
+from attnforge.tuner.progress import Phase, PlainProgress, Standing, TuneProgress
 from attnforge.tuner.result import SpecResult, Verdict
 from attnforge.tuner.task import tasks
 from tests.tuner.fake_device import Script
@@ -43,7 +44,7 @@ def prediction(script: Script) -> Iterator[SpecPrediction]:
         )
 
 
-def predicted(script: Script) -> SpecResult:
+def predicted(script: Script, progress: TuneProgress | None = None) -> SpecResult:
     """With a compiler and an interpreter that do as the script says."""
     session = PredictionSession(
         tasks=tasks([SPEC], [1024, 4096], DType.BF16),
@@ -51,12 +52,38 @@ def predicted(script: Script) -> SpecResult:
         keeper=Keeper(Settings(Path(script.folder, "cache")), store_of(script)),
         pool=CompilePool(1, command=fake_command("fake_compiler.py", script)),
         interpreters=[measurer_of(script)],
-        progress=PlainProgress(Console(quiet=True), 1),
+        progress=progress or PlainProgress(Console(quiet=True), 1),
         compilations=6,
     )
     assert session.run()
     (result,) = session.results
     return result
+
+
+class Heard(PlainProgress):
+    """Notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True), 1)
+        self.events: list[str] = []
+
+    def started(self, standing: Standing) -> None:
+        super().started(standing)
+        self.events.append(f"started {standing.finished}/{standing.trials}")
+
+    def tried(self, standing: Standing) -> None:
+        super().tried(standing)
+        self.events.append(f"tried {standing.finished}/{standing.trials}")
+
+    @contextmanager
+    def during(self, spec: AttentionSpec, phase: Phase) -> Iterator[None]:
+        self.events.append(str(phase))
+        with super().during(spec, phase):
+            yield
+        self.events.append(f"end of {phase}")
+
+    def finished(self, result: SpecResult) -> None:
+        self.events.append("finished")
 
 
 def store_of(script: Script) -> TunedCacheStore:
@@ -77,6 +104,19 @@ def test_entries_are_marked_as_predicted_and_hold_no_times(script: Script) -> No
         assert (entry.median_ms, entry.default_ms, entry.tflops) == (None, None, None)
         assert entry.gain is not None
         assert entry.gain >= 1.0
+
+
+def test_it_is_told_while_configs_compile_and_numerics_are_checked(script: Script) -> None:
+    heard = Heard()
+    result = predicted(script, heard)
+    events = heard.events
+    assert events[:2] == ["started 0/6", "compiling"]
+    compiled = events.index("end of compiling")
+    assert "tried 6/6" in events[:compiled]
+    assert events.index("checking numerics") > compiled
+    assert events[-1] == "finished"
+    last = [event for event in events if event.startswith("tried")][-1]
+    assert last == f"tried {result.trials}/{result.trials}", "what was put together counts too"
 
 
 def test_a_default_that_spills_badly_is_replaced_unless_the_other_is_wrong(script: Script) -> None:
