@@ -1,21 +1,29 @@
-"""Runs a tune so that Ctrl-C and SIGTERM end it in good order."""
+"""Runs a tune so that Ctrl-C, SIGTERM and a closed terminal end it in good order."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import time
 from collections.abc import Coroutine
 from types import FrameType
 
+PATIENCE_S = 10.0
+"""For the clean-up, after which another signal ends the process at once: a database that no longer answers holds it up
+for ever. Workers that are left then end by themselves."""
+INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def run_until_interrupted(work: Coroutine[None, None, None]) -> bool:
-    """Run ``work`` to its end, or cancel it at Ctrl-C or SIGTERM: then False, and Ctrl-C stays ignored, for the process
-    is about to end.
+    """Run ``work`` to its end, or cancel it at one of SIGNALS: then False, and Ctrl-C stays ignored, for the process is
+    about to end.
 
     When several of its tasks fail, the first error is raised: it has cancelled the others.
     """
     interruption = _Interruption()
-    before = {signum: signal.signal(signum, interruption.ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, interruption.ask) for signum in SIGNALS}
     try:
         asyncio.run(interruption.cancels(work))
     except asyncio.CancelledError:
@@ -34,19 +42,23 @@ class _Interruption:
     and Python waiting for those."""
 
     def __init__(self) -> None:
-        self._is_asked = False
+        self._asked_at: float | None = None
         self._task: asyncio.Task[None] | None = None
 
     def ask(self, signum: int, frame: FrameType | None) -> None:
         """Handles a signal."""
-        if not self._is_asked and self._task is not None and not self._task.done():
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
-        self._is_asked = True
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            if self._task is not None and not self._task.done():
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        elif time.monotonic() > self._asked_at + PATIENCE_S:
+            os.write(2, b"\ninterrupted, without waiting any longer\n")
+            os._exit(INTERRUPTED)
 
     async def cancels(self, work: Coroutine[None, None, None]) -> None:
         """Awaits ``work``, unless it was asked before that."""
         self._task = asyncio.current_task()
-        if self._is_asked:
+        if self._asked_at is not None:
             work.close()
             raise asyncio.CancelledError
         await work

@@ -104,6 +104,23 @@ main(["tune"])"""
         assert rest.splitlines() == lines[lines.index(again) + 1 :]
 
 
+def test_a_clean_up_that_never_ends_is_cut_off_by_another_one() -> None:
+    """A database that no longer answers, say."""
+    program = f"""{COMMAND}
+from attnforge.tuner import interruption
+interruption.PATIENCE_S = 0.2
+time.sleep, sleep = lambda seconds: sleep(30), time.sleep
+sys.modules["attnforge.cli.tune"] = types.SimpleNamespace(tune=tune_with_workers)
+main(["tune"])"""
+    with started(program) as process:
+        interrupt_after(process, "running")
+        interrupt_after(process, "cleaning up")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (130, "\ninterrupted, without waiting any longer\n")
+
+
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 0.8, 1.2, 2.0, 4.0])
 def test_at_several_moments_of_a_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """From the imports of torch to the first compilations."""
