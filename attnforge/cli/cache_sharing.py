@@ -46,8 +46,8 @@ def merge(
 
     The rules are those of a tune: measured entries go before predicted ones, quiet
     before noisy, then the newer one; entries that another Triton or other templates
-    found stand side by side. What becomes of each entry is said. When one of the files is refused,
-    nothing is written.
+    found stand side by side. What becomes of each entry is said. When one of the
+    files is refused, nothing is written.
 
     attnforge cache merge ~/h200.yaml                     a teammate's, into yours\n
     attnforge cache merge a.yaml b.yaml --into team.yaml  two machines', for a team
