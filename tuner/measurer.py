@@ -193,13 +193,13 @@ class Measurer:
                 self._retire()  # killed while it idled, for memory say: not the fault of what is asked now
             if not self._is_open:
                 self._open()
-            if isinstance(request, Identify) and self._is_open and self._device is not None:
-                return self._device
-            return self._reply(request)
+            if not self._is_open or self._device is None:
+                return _OVER
+            return self._device if isinstance(request, Identify) else self._reply(request)
 
     def _open(self) -> None:
         """Have a worker open the device before anything else is asked of it: what that costs, and whether it works at
-        all, is no config's affair. Without a result once this measurer is closed."""
+        all, is no config's affair. It stays shut once this measurer is closed."""
         failure = _OVER
         for _ in range(WORKERS_TRIED):
             reply = self._reply(Identify())

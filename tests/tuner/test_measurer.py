@@ -15,7 +15,7 @@ from attnforge.errors import NoGpuError
 from attnforge.tuner.device_errors import DeviceLostError, WorkerUnusableError
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.measurer import Deadlines, Measurer
-from attnforge.tuner.messages import Measure
+from attnforge.tuner.messages import Compare, Measure
 from attnforge.tuner.task import self_attention
 from tests.tuner.fake_device import IDENTITY, TARGET, Script, kernel_ms
 from tests.tuner.fake_tune import measurer_of
@@ -133,6 +133,41 @@ def test_closing_ends_a_request_in_flight(script: Script) -> None:
         reply = asyncio.run(close_while_it_hangs(measurer))
     assert isinstance(reply, Failure)
     assert not workers_of(os.getpid())
+
+
+def test_closing_ends_the_opening_of_a_device(script: Script) -> None:
+    script.opening_s = 600.0
+
+    async def close_while_it_opens(measurer: Measurer) -> Measurement | Failure:
+        asking = asyncio.create_task(measurer.measure(MEASURE))
+        while not script.log.exists():
+            await asyncio.sleep(0.05)
+        measurer.close()
+        return await asking
+
+    with measurer_of(script) as measurer:
+        assert isinstance(asyncio.run(close_while_it_opens(measurer)), Failure)
+        assert measurer.workers_started == 1
+    assert not workers_of(os.getpid())
+
+
+def test_workers_that_wait_for_their_own_comparison_are_no_strangers_on_the_gpu(
+    script: Script, measurer: Measurer
+) -> None:
+    compare = Compare((VariantData.of(INNOCENT),), PROBLEM, seed=0, own_processes=(1,))
+
+    async def compare_beside_one_that_waits() -> set[int | None]:
+        with measurer.another() as waiting, measurer.another() as comparing:
+            await waiting.wake()
+            await comparing.compare(compare)
+            return {waiting.process_id, measurer.process_id}
+
+    asyncio.run(measurer.identify())
+    expected = asyncio.run(compare_beside_one_that_waits())
+    asyncio.run(measurer.compare(compare))
+    told = [line.split()[1:] for line in script.log.read_text().splitlines() if line.startswith("own ")]
+    assert set(map(int, told[0])) == {1, *expected}
+    assert told[1] == ["1"], "those that are closed are gone"
 
 
 def kill(pid: int | None) -> None:
