@@ -30,7 +30,7 @@ class Device(Protocol):
     """Something that variants run on. Whatever its methods raise becomes a Failure, of the kind that it says."""
 
     def identify(self) -> Identity | NoDevice:
-        """What it is."""
+        """What it is, once it is open: what raises here raises before anything was asked of it."""
 
     def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
         """Check a variant on whole blocks, then time its kernels on a problem."""
@@ -56,21 +56,21 @@ def answer(device: Device, frame: bytes) -> bytes:
 
 
 def _reply(device: Device, request: Request) -> Reply:
-    if isinstance(request, Identify):
-        return device.identify()
     try:
         reply = _run(device, request)
     except (CodegenError, msgspec.ValidationError) as error:
         return Failure(FailureKind.INVALID, str(error))
     except Exception as error:  # torch and triton raise dozens of types; each is this config's failure, told in full
         reply = Failure(device.kind_of(error), f"{type(error).__name__}: {error}")
-    if isinstance(reply, Failure) and not device.is_usable():
+    if isinstance(reply, Failure) and (isinstance(request, Identify) or not device.is_usable()):
         return Fatal(Failure(FailureKind.CRASH, reply.message))
     return reply
 
 
-def _run(device: Device, request: Measure | Compare | CheckNumerics) -> Reply:
+def _run(device: Device, request: Request) -> Reply:
     match request:
+        case Identify():
+            return device.identify()
         case Measure():
             return device.measure(request.variant.variant, request.problem, request.best_ms)
         case Compare():

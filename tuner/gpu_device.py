@@ -44,11 +44,13 @@ class GpuDevice:
         return torch.device("cuda", self.index)
 
     def identify(self) -> Identity | NoDevice:
-        """The GPU and the versions that run on it."""
+        """The GPU and the versions that run on it. Opens it: a GPU that is lost may still tell its properties."""
         if not torch.cuda.is_available():
             return NoDevice("torch sees no GPU on this machine")
+        torch.zeros(1, device=self._device)
+        torch.cuda.synchronize(self._device)
         target, devices = Target.of_device(self._device), torch.cuda.device_count()
-        return Identity(target, triton.__version__, str(torch.__version__), devices)
+        return Identity(target, triton.__version__, str(torch.__version__), devices, self._uuid)
 
     def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
         """Check on whole blocks, which run the very kernels that are then timed; a tail would compile others."""
@@ -98,7 +100,11 @@ class GpuDevice:
 
     @cached_property
     def _monitor(self) -> GpuMonitor | None:
-        return GpuMonitor.of_gpu(f"GPU-{torch.cuda.get_device_properties(self._device).uuid}")
+        return GpuMonitor.of_gpu(self._uuid)
+
+    @property
+    def _uuid(self) -> str:
+        return f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
 
     @cached_property
     def _flush(self) -> torch.Tensor:

@@ -13,7 +13,7 @@ from attnforge.tuner.measurement import Measurement
 
 
 class Identify(msgspec.Struct, frozen=True, tag="identify"):
-    """Asks what the worker runs on; answered by an Identity."""
+    """Asks what the worker runs on; answered by an Identity, once the device is open."""
 
 
 class Measure(msgspec.Struct, frozen=True, tag="measure"):
@@ -50,6 +50,12 @@ class Identity(msgspec.Struct, frozen=True, tag="identity"):
     torch: str
     devices: int = 1
     """How many such devices the worker sees; it uses the first."""
+    uuid: str | None = None
+    """Of that very GPU: when one is lost, new processes see another in its place."""
+
+    def is_same_device(self, other: Identity) -> bool:
+        """Whether both are of one GPU."""
+        return (self.target, self.uuid) == (other.target, other.uuid)
 
 
 class Comparison(msgspec.Struct, frozen=True, tag="comparison"):
@@ -66,7 +72,8 @@ class Accurate(msgspec.Struct, frozen=True, tag="accurate"):
 
 
 class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
-    """The config failed, and left a device behind that nothing more can run on: this worker must be replaced."""
+    """Nothing more can run on the device, which did not open or which the config has left so: this worker must be
+    replaced."""
 
     failure: Failure
 

@@ -7,7 +7,7 @@ from attnforge.compilation.compiler import compile_module, compile_variant
 from attnforge.compilation.job import VariantData
 from attnforge.compilation.outcome import CompileReport, Failure, FailureKind, KernelReport
 from attnforge.compilation.pool import CompilePool, Outcome
-from attnforge.compilation.worker import Worker, python_command, serve
+from attnforge.compilation.worker import Worker, WorkerNotStartedError, python_command, serve
 
 __all__ = [
     "CompilePool",
@@ -18,6 +18,7 @@ __all__ = [
     "Outcome",
     "VariantData",
     "Worker",
+    "WorkerNotStartedError",
     "compile_module",
     "compile_variant",
     "python_command",

@@ -44,7 +44,10 @@ class CompilePool:
             thread.start()
 
     def submit(self, variant: Variant, problem: Problem, target: Target) -> Future[Outcome]:
-        """Queue a compilation. A variant's own fault is a Failure, not an exception; cancel() works while it waits."""
+        """Queue a compilation. A variant's own fault is a Failure, not an exception; cancel() works while it waits.
+
+        The future's exception is a WorkerNotStartedError when the machine has no room for a compiler.
+        """
         if self._closed:
             raise RuntimeError("the pool is closed")
         future: Future[Outcome] = Future()
@@ -77,6 +80,9 @@ class CompilePool:
                 future.cancel()
             if not future.set_running_or_notify_cancel():
                 continue
+            if worker and worker.has_ended:  # while it waited: not this job's fault
+                self._retire(worker)
+                worker = None
             try:
                 worker = worker or self._start_worker()
                 outcome = self._compile(worker, job)
@@ -93,7 +99,9 @@ class CompilePool:
     def _compile(self, worker: Worker, job: CompileJob) -> Outcome:
         printed = worker.output_size
         reply = worker.ask(msgspec.json.encode(job), self._deadline_s)
-        outcome = reply if isinstance(reply, Failure) else msgspec.json.decode(reply, type=Outcome)
+        outcome = reply if isinstance(reply, Failure) else _decoded(reply)
+        if outcome is _GARBAGE:
+            worker.kill()  # what it says next is not to be trusted either
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.COMPILE:
             # The compiler's diagnostics go to stderr, its exception often says no more than "PassManager::run failed".
             return Failure(outcome.kind, outcome.message + worker.printed_since(printed))
@@ -111,6 +119,17 @@ class CompilePool:
         with self._lock:
             self._workers.discard(worker)
         worker.close()
+
+
+_GARBAGE = Failure(FailureKind.CRASH, "the compiler answered with something that is no report")
+
+
+def _decoded(frame: bytes) -> Outcome:
+    try:
+        outcome: Outcome = msgspec.json.decode(frame, type=Outcome)
+    except (msgspec.DecodeError, RecursionError):  # the latter where it is nested too deep
+        return _GARBAGE
+    return outcome
 
 
 def _environment() -> dict[str, str]:

@@ -15,12 +15,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, NoReturn
 
 from attnforge.compilation.frames import FrameError, receive_frame, send_frame
 from attnforge.compilation.outcome import Failure, FailureKind
+from attnforge.errors import AttnforgeError
 
 START_DEADLINE_S = 180.0
 """To import torch and triton: 3 s when idle, far more on a machine that compiles on every core."""
@@ -30,28 +32,49 @@ FOLDER_PREFIX = "attnforge-worker-"
 _BYTES_QUOTED = 2000
 
 
+class WorkerNotStartedError(AttnforgeError):
+    """This machine has no room for another worker process."""
+
+    def __init__(self, error: OSError) -> None:
+        folder = tempfile.tempdir or "the temporary folder"  # not known yet where none could be written at all
+        super().__init__(
+            f"no worker process can be started ({error}): make room in {folder}, or name another folder in TMPDIR;"
+            " where that is not it, memory, processes (ulimit -u) or open files (ulimit -n) have run out"
+        )
+
+
 class Worker:
     """A child process, in a session of its own, that answers frames.
 
-    ``command`` gets the descriptor of its socket as its last argument and calls serve().
+    ``command`` gets the descriptor of its socket as its last argument and calls serve(). Raises WorkerNotStartedError.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
-        self._output: IO[bytes] = Path(self._folder.name, "output").open("ab+")  # noqa: SIM115 - closed by close()
-        self._connection, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-                start_new_session=True,
-                env={**environment, "TMPDIR": self._folder.name},
-            )
         self._is_ready = False
         self._killing = threading.Lock()
+        try:
+            self._start(command, environment)
+        except OSError as error:
+            raise WorkerNotStartedError(error) from error
+
+    def _start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        with ExitStack() as held:
+            folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
+            held.callback(folder.cleanup)
+            self._output: IO[bytes] = held.enter_context(Path(folder.name, "output").open("ab+"))
+            self._connection, theirs = socket.socketpair()
+            held.enter_context(self._connection)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._output,
+                    stderr=self._output,
+                    start_new_session=True,
+                    env={**environment, "TMPDIR": folder.name},
+                )
+            self._held = held.pop_all()  # what close() gives back
 
     @property
     def process_id(self) -> int:
@@ -62,6 +85,15 @@ class Worker:
     def is_alive(self) -> bool:
         """False once it was killed, by a deadline or by its own fault."""
         return self._process.returncode is None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process has ended, be it that no request has shown it yet: the kernel kills for memory at any
+        time. It is left unreaped, because its number names the group that kill() is to end."""
+        with self._killing:
+            if self._process.returncode is not None:
+                return True
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     @property
     def output_size(self) -> int:
@@ -104,9 +136,7 @@ class Worker:
     def close(self) -> None:
         """Kill it and remove what it left in its temporary folder."""
         self.kill()
-        self._connection.close()
-        self._output.close()
-        self._folder.cleanup()
+        self._held.close()
 
     def _death(self, error: Exception) -> str:
         code = self._process.returncode

@@ -12,7 +12,7 @@ from attnforge.compilation import CompileReport, Failure, FailureKind, KernelRep
 from attnforge.compilation.job import CompileJob
 from attnforge.compilation.worker import serve
 
-GOOD, HANGS, DIES, PRINTS, REFUSES, EXITS = range(1, 7)
+GOOD, HANGS, DIES, PRINTS, REFUSES, EXITS, NO_JSON, NO_REPORT, TOO_DEEP = range(1, 10)
 REPORT = CompileReport((KernelReport("forward_kernel", 1024, 64, 0, ()),), seconds=0.5)
 
 
@@ -34,6 +34,12 @@ def answer(request: bytes) -> bytes:
             outcome = Failure(FailureKind.COMPILE, "PassManager::run failed")
         case n if n == EXITS:
             sys.exit(3)
+        case n if n == NO_JSON:
+            return b"oops"
+        case n if n == NO_REPORT:
+            return b'{"type": "report", "kernels": 7, "seconds": "long"}'
+        case n if n == TOO_DEEP:
+            return b'{"type": "report", "surprise": ' + b"[" * 10**6
     return msgspec.json.encode(outcome)
 
 

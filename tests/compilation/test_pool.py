@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from attnforge.codegen import AttentionSpec, DType, Pass, Variant, default_config
-from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, Outcome
+from attnforge.compilation import CompilePool, CompileReport, Failure, FailureKind, Outcome, WorkerNotStartedError
 from attnforge.problem import Problem
 from attnforge.target import Target
 from tests.compilation import faulty_worker
@@ -102,6 +103,36 @@ def test_what_a_worker_prints_is_no_reply(pool: CompilePool) -> None:
 def test_a_refusal_quotes_the_compiler(pool: CompilePool) -> None:
     failure = outcome(pool, faulty_worker.REFUSES)
     assert failure == Failure(FailureKind.COMPILE, "PassManager::run failed\nerror: the compiler's own words")
+
+
+@pytest.mark.parametrize("behaviour", [faulty_worker.NO_JSON, faulty_worker.NO_REPORT, faulty_worker.TOO_DEEP])
+def test_an_answer_that_is_no_report_is_a_crash_and_the_worker_is_replaced(pool: CompilePool, behaviour: int) -> None:
+    assert outcome(pool, faulty_worker.GOOD) == faulty_worker.REPORT
+    first = children_of(os.getpid())
+    failure = outcome(pool, behaviour)
+    assert isinstance(failure, Failure)
+    assert failure.kind is FailureKind.CRASH
+    assert "no report" in failure.message
+    assert outcome(pool, faulty_worker.GOOD) == faulty_worker.REPORT
+    assert not children_of(os.getpid()) & first
+
+
+def test_a_worker_that_was_killed_while_it_idled_costs_no_job(pool: CompilePool) -> None:
+    assert outcome(pool, faulty_worker.GOOD) == faulty_worker.REPORT
+    (worker,) = children_of(os.getpid())
+    os.kill(worker, signal.SIGKILL)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+    assert outcome(pool, faulty_worker.GOOD) == faulty_worker.REPORT
+
+
+def test_where_no_process_can_be_started_jobs_raise_that(
+    pool: CompilePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        with pytest.raises(WorkerNotStartedError, match="TMPDIR"):
+            outcome(pool, faulty_worker.GOOD)
+    assert outcome(pool, faulty_worker.GOOD) == faulty_worker.REPORT
 
 
 def test_a_program_that_does_not_start_is_a_crash() -> None:

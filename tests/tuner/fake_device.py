@@ -22,7 +22,7 @@ from attnforge.tuner.messages import Accurate, Comparison, Identity, NoDevice
 
 TARGET = Target(arch="sm_90", name="Fake", sm_count=132, shared_memory=232448)
 VERSIONS = Versions.installed()
-IDENTITY = Identity(TARGET, triton=VERSIONS.triton, torch=VERSIONS.torch)
+IDENTITY = Identity(TARGET, triton=VERSIONS.triton, torch=VERSIONS.torch, uuid="GPU-all")
 BEST = {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2}
 """What every portable kernel is fastest with; no default config."""
 HOPPER_BEST = {"stages": 2, "anchor": True}
@@ -40,7 +40,11 @@ class Script:
     devices: int = 1
     """That are visible, alike but for the odd ones."""
     odd_devices: dict[str, str] = field(default_factory=dict)
-    """By what CUDA_VISIBLE_DEVICES says: "broken", or "another" GPU."""
+    """By what CUDA_VISIBLE_DEVICES says: "broken", "another" GPU, or one that has "moved" there."""
+    lost_after: dict[str, int] = field(default_factory=dict)
+    """By the same: measurements after which that GPU is lost to every process."""
+    opening_s: float = 0.0
+    """That a process takes to open its device."""
     seconds: float = 0.0
     """That a measurement takes."""
     conditions: dict[str, object] | None = None
@@ -60,6 +64,16 @@ class Script:
     def moments(self) -> Path:
         """When each measurement ended, in seconds, and on which device."""
         return Path(self.folder, "moments.log")
+
+    @property
+    def moment(self) -> Path:
+        """A file that is there while the device needs a moment."""
+        return Path(self.folder, "moment")
+
+    def measurements(self, seen: str) -> int:
+        """How many a device has finished, by what CUDA_VISIBLE_DEVICES says."""
+        lines = self.moments.read_text().splitlines() if self.moments.exists() else []
+        return sum(line.split()[1] == seen for line in lines)
 
     def write(self) -> Path:
         path = Path(self.folder, "script.json")
@@ -104,19 +118,40 @@ def kernel_ms(variant: Variant, problem: Problem) -> dict[str, float]:
 class FakeDevice:
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        self._is_open = False
 
     def identify(self) -> Identity | NoDevice:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-        self.script.note("identify", seen)
-        match self.script.odd_devices.get(seen):
+        self.script.note("identify", self.seen)
+        identity = structs.replace(IDENTITY, uuid=f"GPU-{self.seen}", devices=self.script.devices)
+        match self.script.odd_devices.get(self.seen):
             case "broken":
                 os._exit(3)
             case "another":
-                return structs.replace(IDENTITY, target=replace(TARGET, sm_count=1))
-        return structs.replace(IDENTITY, devices=self.script.devices) if self.script.has_gpu else NoDevice("none")
+                identity = structs.replace(identity, target=replace(TARGET, sm_count=1))
+            case "moved":
+                identity = structs.replace(identity, uuid="GPU-moved")
+        if self.script.moment.exists():
+            self.script.moment.unlink()
+            raise RuntimeError("CUDA error: busy or unavailable")
+        self._open()
+        return identity if self.script.has_gpu else NoDevice("none")
+
+    def _open(self) -> None:
+        if self._is_lost:
+            raise RuntimeError("CUDA error: the GPU is lost")
+        if not self._is_open:
+            time.sleep(self.script.opening_s)
+            self._is_open = True
+
+    @property
+    def _is_lost(self) -> bool:
+        lost_after = self.script.lost_after.get(self.seen)
+        return lost_after is not None and self.script.measurements(self.seen) >= lost_after
 
     def measure(self, variant: Variant, problem: Problem, best_ms: dict[str, float]) -> Measurement | Failure:
         self.script.note("measure", variant.name, problem.seqlen_q)
+        self._open()
         time.sleep(self.script.seconds)
         match self.script.fault(variant):
             case "dies":
@@ -137,13 +172,17 @@ class FakeDevice:
                 self._write_to_the_socket(b"\x00\x00\x00\x04oops")
             case "raises":
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            case "needs a moment":
+                self.script.moment.touch()
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
         with self.script.moments.open("a") as log:
-            log.write(f"{time.monotonic()} {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}\n")
+            log.write(f"{time.monotonic()} {self.seen}\n")
         return Measurement(kernel_ms(variant, problem), runs=7)
 
     def compare(
         self, variants: Sequence[Variant], problem: Problem, seed: int, own_processes: Sequence[int]
     ) -> Comparison | Failure:
+        self._open()
         self.script.note("own", *own_processes)
         self.script.note("compare", seed, *(variant.config.name for variant in variants))
         if any(map(self._dies_comparing, variants)):
@@ -168,7 +207,7 @@ class FakeDevice:
         return FailureKind.LAUNCH
 
     def is_usable(self) -> bool:
-        return "raises" not in self.script.faults.values()
+        return not self._is_lost and not {"raises", "needs a moment"} & set(self.script.faults.values())
 
     def _write_to_the_socket(self, words: bytes) -> None:
         import sys

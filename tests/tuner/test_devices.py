@@ -1,17 +1,26 @@
 import asyncio
 import os
+import signal
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from attnforge.compilation import Failure, FailureKind, VariantData
+from attnforge.tuner.device_errors import DeviceLostError, DeviceLostWarning
 from attnforge.tuner.devices import VISIBLE, Devices, seeing
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.measurer import Measurer
+from attnforge.tuner.messages import Compare, Comparison, Measure
+from attnforge.tuner.result import Verdict
+from attnforge.tuner.session import Session
+from attnforge.tuner.strategy import StrategyName
 from tests.tuner.fake_device import Script
 from tests.tuner.fake_tune import TASKS, measurer_of, session_of
-from tests.tuner.test_measurer import MEASURE, workers_of
+from tests.tuner.test_measurer import INNOCENT, MEASURE, PROBLEM, workers_of
+from tests.tuner.test_session import FORWARD_SPEC, SPACE, measured, task
 
 
 @pytest.fixture
@@ -93,3 +102,110 @@ def test_who_gives_up_waiting_leaves_the_device_to_others(script: Script) -> Non
             return await devices.measure(MEASURE)
 
     assert isinstance(asyncio.run(both()), Measurement)
+
+
+OTHER = Measure(VariantData.of(INNOCENT), PROBLEM)
+COMPARE = Compare((VariantData.of(INNOCENT),), PROBLEM, seed=0)
+
+
+def exhaustive(script: Script) -> Session:
+    """A tune that measures every config of a space once."""
+    session = session_of(script, [task(FORWARD_SPEC)], trials=len(SPACE.configs))
+    session.effort = replace(session.effort, strategy=StrategyName.EXHAUSTIVE)
+    return session
+
+
+def test_a_lost_gpu_costs_what_ran_on_it_and_the_others_go_on(script: Script) -> None:
+    script.devices, script.seconds, script.lost_after = 2, 0.02, {"1": 3}
+    session = exhaustive(script)
+    with pytest.warns(DeviceLostWarning, match=r"GPU-1\)(?s:.*) goes on without it, on 1 GPU$"):
+        assert session.run()
+    (result,) = session.results
+    assert [failure.kind for failure in result.failures.values()] == [FailureKind.CRASH], "what ran when it was lost"
+    assert result.trials == len(SPACE.configs)
+    assert set(measured(script).values()) == {1}
+    assert result.problems[0].verdict is Verdict.CHOSEN
+    assert devices_seen(script, "measure") == {"all": len(SPACE.configs) - 4, "1": 4}
+    assert not workers_of(os.getpid())
+
+
+def test_losing_the_last_gpu_ends_the_tune_and_the_same_command_goes_on(script: Script) -> None:
+    script.devices, script.lost_after = 1, {"all": 3}
+    session = exhaustive(script)
+    with pytest.raises(DeviceLostError, match="same command goes on"):
+        session.run()
+    assert not session.results
+    assert not workers_of(os.getpid())
+    assert len(measured(script)) == 4
+    script.lost_after = {}
+    session = exhaustive(script)
+    assert session.run()
+    (result,) = session.results
+    assert len(result.failures) == 1, "only what ran when it was lost is charged"
+    assert set(measured(script).values()) == {1}, "finished trials are kept"
+    assert result.trials == len(SPACE.configs)
+
+
+def test_who_waits_for_a_lost_gpu_gets_the_one_that_stands_in_for_it(script: Script) -> None:
+    script.devices, script.lost_after = 2, {"all": 1}
+
+    async def lose_the_first() -> None:
+        with Devices(measurer_of(script)) as devices:
+            await devices.identify()
+            first, second = devices.measurers
+            async with devices.alone(second):
+                assert isinstance(await devices.measure(MEASURE), Measurement)
+                assert isinstance(await devices.measure(MEASURE), Failure), "it is lost now"
+            async with devices.alone(second):
+                losing = asyncio.create_task(devices.measure(OTHER))
+                await asyncio.sleep(0)
+                waiting = asyncio.create_task(compare_on(devices, first))
+                await asyncio.wait([losing, waiting], timeout=1.0)
+                assert not losing.done(), "it waits for the only one that is left"
+            assert isinstance(await losing, Measurement), "uncharged"
+            assert await waiting == "1"
+            assert devices.measurers == [second]
+
+    async def compare_on(devices: Devices, measurer: Measurer) -> str | None:
+        async with devices.alone(measurer):
+            with measurer.another() as fresh:
+                assert isinstance(await fresh.compare(COMPARE), Comparison)
+                return fresh.environment.get(VISIBLE)
+
+    with pytest.warns(DeviceLostWarning):
+        asyncio.run(lose_the_first())
+
+
+def test_a_gpu_that_is_lost_while_it_compares_is_left_out(script: Script) -> None:
+    script.devices = 2
+
+    async def lose(devices: Devices, measurer: Measurer) -> None:
+        fresh = measurer.another()
+        with fresh:
+            await fresh.wake()
+            script.lost_after = dict.fromkeys([measurer.environment.get(VISIBLE, "all")], 0)
+            script.write()
+            os.kill(fresh.process_id or 0, signal.SIGKILL)
+            os.waitid(os.P_PID, fresh.process_id or 0, os.WEXITED | os.WNOWAIT)
+            async with devices.alone(measurer):
+                await fresh.compare(COMPARE)
+
+    async def lose_both() -> None:
+        with Devices(measurer_of(script)) as devices:
+            await devices.identify()
+            first, second = devices.measurers
+            with pytest.raises(DeviceLostError, match="GPU-all"):
+                await lose(devices, first)
+            assert devices.measurers == [second]
+            with pytest.raises(DeviceLostError, match="GPU-1"):
+                await lose(devices, second)
+            assert not devices.measurers
+            for asking in (devices.measure(MEASURE), devices.measure(OTHER)):
+                with pytest.raises(DeviceLostError, match="GPU-1"):
+                    await asyncio.wait_for(asking, 5)
+            with pytest.raises(DeviceLostError, match="GPU-1"):
+                first.another()
+
+    with pytest.warns(DeviceLostWarning):
+        asyncio.run(lose_both())
+    assert not workers_of(os.getpid())
