@@ -11,6 +11,7 @@ from typing import Self
 import msgspec
 
 from attnforge.compilation import Failure, FailureKind
+from attnforge.tuner.device_errors import DeviceLostError
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Compare, Comparison
 
@@ -30,8 +31,6 @@ class Comparer:
         self._measurer = measurer
         self._alone = alone
         self._spares: list[Measurer] = []
-        self._busy: list[Measurer] = []
-        """Those that compare, or wait for the device with it open."""
         self._expected = 0
 
     def expect(self) -> None:
@@ -71,21 +70,22 @@ class Comparer:
             self._spares.append(self._measurer.another())
 
     async def _in_fresh_worker(self, requests: Sequence[Compare], number: int) -> list[Comparison | Failure]:
-        with self._spares.pop(0) if self._spares else self._measurer.another() as fresh:
-            self._busy.append(fresh)
-            try:
-                await fresh.wake()
-                async with self._alone():
-                    return [await self._compare(fresh, request, number) for request in requests]
-            finally:
-                self._busy.remove(fresh)
+        """On another device, when the measurer's is lost meanwhile. Raises WorkerUnusableError when none is left."""
+        while True:
+            with self._spares.pop(0) if self._spares else self._measurer.another() as fresh:
+                try:
+                    await fresh.wake()
+                    async with self._alone():
+                        return [await _compare(fresh, request, number) for request in requests]
+                except DeviceLostError:
+                    # Those started ahead are on the lost device as well. After them another() is on one that is left.
+                    continue
 
-    async def _compare(self, worker: Measurer, request: Compare, number: int) -> Comparison | Failure:
-        """In an order of its own for each worker."""
-        others = (self._measurer, *self._spares, *(each for each in self._busy if each is not worker))
-        own = tuple(each.process_id for each in others if each.process_id is not None)
-        request = msgspec.structs.replace(request, seed=request.seed + number, own_processes=own)
-        reply = await worker.compare(request)
-        # All of them have run before, so a crash may be an accident; but a hang takes a whole deadline.
-        may_be_accident = isinstance(reply, Failure) and reply.kind is not FailureKind.TIMEOUT
-        return await worker.compare(request) if may_be_accident else reply
+
+async def _compare(worker: Measurer, request: Compare, number: int) -> Comparison | Failure:
+    """In an order of its own for each worker."""
+    request = msgspec.structs.replace(request, seed=request.seed + number)
+    reply = await worker.compare(request)
+    # All of them have run before, so a crash may be an accident; but a hang takes a whole deadline.
+    may_be_accident = isinstance(reply, Failure) and reply.kind is not FailureKind.TIMEOUT
+    return await worker.compare(request) if may_be_accident else reply

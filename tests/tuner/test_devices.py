@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from attnforge.compilation import Failure, FailureKind, VariantData
+from attnforge.tuner.comparer import COMPARING_WORKERS
 from attnforge.tuner.device_errors import DeviceLostError, DeviceLostWarning
 from attnforge.tuner.devices import VISIBLE, Devices, seeing
 from attnforge.tuner.measurement import Measurement
@@ -127,6 +128,15 @@ def test_a_lost_gpu_costs_what_ran_on_it_and_the_others_go_on(script: Script) ->
     assert result.problems[0].verdict is Verdict.CHOSEN
     assert devices_seen(script, "measure") == {"all": len(SPACE.configs) - 4, "1": 4}
     assert not workers_of(os.getpid())
+
+
+def test_comparisons_too_go_on_without_a_lost_gpu(script: Script) -> None:
+    script.devices, script.seconds, script.lost_after = 2, 0.05, {"all": 3}
+    session = session_of(script, [task(FORWARD_SPEC)], trials=16)
+    with pytest.warns(DeviceLostWarning, match="GPU-all"):
+        assert session.run()
+    assert [each.verdict for each in session.results[0].problems] == [Verdict.CHOSEN]
+    assert devices_seen(script, "compared") == {"1": COMPARING_WORKERS}
 
 
 def test_losing_the_last_gpu_ends_the_tune_and_the_same_command_goes_on(script: Script) -> None:
