@@ -59,7 +59,7 @@ def generate(
     Without: the shipped kernels of a source checkout, where the templates, the
     default configs or the shipped tuned caches say something new.
     """
-    if head_dim is None:
+    if not head_dim:
         if any(option is not None for option in (head_dim_v, causal, pass_, target)) or print_:
             raise SelectionError("--head-dim-v, --causal, --pass, --target and --print need --head-dim")
         _shipped(check)
@@ -124,10 +124,10 @@ def _targets(arch: str | None) -> list[Target]:
 
 
 def _next_steps(variants: tuple[Variant, ...]) -> str:
-    spec = variants[0].spec
-    dims = f"--head-dim {spec.head_dim}"
-    if spec.head_dim_v != spec.head_dim:
-        dims += f" --head-dim-v {spec.head_dim_v}"
+    specs = [variant.spec for variant in variants]
+    dims = " ".join(dict.fromkeys(f"--head-dim {spec.head_dim}" for spec in specs))
+    if specs[0].head_dim_v != specs[0].head_dim:
+        dims += f" --head-dim-v {specs[0].head_dim_v}"
     return (
         "attention() uses them from now on, with their default configs. "
         f"`attnforge tune {dims}` finds faster ones on this GPU."

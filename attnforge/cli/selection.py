@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -28,7 +29,8 @@ DTypeOption = Annotated[
     DType, typer.Option("--dtype", parser=_dtype, metavar="fp16|bf16|fp32", help="Of q, k, v and out.")
 ]
 HeadDimOption = Annotated[
-    int | None, typer.Option("--head-dim", help="Head dim of q and k: a multiple of 8 from 16 to 256.")
+    list[int] | None,
+    typer.Option("--head-dim", help="Head dim of q and k: a multiple of 8 from 16 to 256. Repeat it for several."),
 ]
 HeadDimVOption = Annotated[
     int | None, typer.Option("--head-dim-v", help="Head dim of v and out, where it differs from --head-dim.")
@@ -40,15 +42,15 @@ PassOption = Annotated[Pass | None, typer.Option("--pass", help="One of the two;
 
 
 def selected_specs(
-    head_dim: int | None, head_dim_v: int | None, causal: bool | None, pass_: Pass | None
+    head_dims: Sequence[int] | None, head_dim_v: int | None, causal: bool | None, pass_: Pass | None
 ) -> tuple[AttentionSpec, ...]:
-    """The specs that the options ask for, among the shipped ones when no head dim is given.
+    """The specs that the options ask for, of all shipped head dims when none is given.
 
     Raises SpecError, or SelectionError when the options do not go together.
     """
-    if head_dim is None and head_dim_v is not None:
+    if head_dim_v is not None and not head_dims:
         raise SelectionError("--head-dim-v needs --head-dim")
-    dims = [(head_dim, head_dim_v or head_dim)] if head_dim else [(shipped, shipped) for shipped in HEAD_DIMS]
+    dims = [(head_dim, head_dim_v or head_dim) for head_dim in dict.fromkeys(head_dims or HEAD_DIMS)]
     return tuple(
         AttentionSpec(pass_=one_pass, head_dim=qk, head_dim_v=v, causal=one_causal)
         for one_pass in ([pass_] if pass_ else list(Pass))

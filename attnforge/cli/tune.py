@@ -123,7 +123,7 @@ def tune(
     console = terminal if terminal.is_terminal else Console(width=160)
     settings = Settings.from_environment()
     specs = selected_specs(head_dim, head_dim_v, causal, pass_)
-    if quick and target is not None and head_dim is None:
+    if quick and target is not None and not head_dim:
         specs = tuple(spec for spec in specs if spec.head_dim in QUICK_HEAD_DIMS)
     specs = _with_schedules(specs, schedule)
     todo = tasks(specs, seqlen or (QUICK_SEQLENS if quick else SEQLENS), dtype)
@@ -151,7 +151,7 @@ def tune(
     _refuse([option for option, given in of_measuring.items() if given])
     compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)
     predicted = _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
-    if predicted and quick and head_dim is None:
+    if predicted and quick and not head_dim:
         console.print(
             f"Left out: head dims other than {_listed(QUICK_HEAD_DIMS)}, sequence lengths other than"
             f" {_listed(QUICK_SEQLENS)}, configs that seldom win. For all of them: attnforge tune --target {target}",

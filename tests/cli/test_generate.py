@@ -103,6 +103,16 @@ def test_a_size_that_is_not_shipped_goes_to_the_users_folder_and_is_found_at_onc
     assert "written" not in generate("--head-dim", "72")[1]
 
 
+def test_several_sizes_are_generated_at_once(generate):
+    status, out, _ = generate(
+        "--head-dim", "72", "--head-dim", "40", "--causal", "--pass", "forward", "--target", "sm_80"
+    )
+    assert status == 0
+    assert "forward_d72_causal" in out
+    assert "forward_d40_causal" in out
+    assert "attnforge tune --head-dim 72 --head-dim 40" in out
+
+
 def test_options_narrow_what_is_written(cache_dir: Path, generate) -> None:
     options = ("--head-dim", "72", "--head-dim-v", "40", "--causal", "--pass", "backward", "--target", "sm_80")
     assert generate(*options)[0] == 0
