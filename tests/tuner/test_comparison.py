@@ -3,21 +3,17 @@ import pytest
 
 from attnforge.tuner.comparison import compare, winner
 from tests.tuner.invented_gpu import DRIFTING, KINDS, InventedGpu, compared
-
-SESSIONS = 250
-EQUAL = [1.0, 1.0, 1.0, 1.0, 1.0]
+from tests.tuner.switches import EQUAL, SESSIONS, false_switches, found_gains
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_most_one_session_in_twenty_switches_among_equal_configs(kind: str) -> None:
-    switches = sum(winner(compared(EQUAL, kind, seed)) != 0 for seed in range(SESSIONS))
-    assert switches <= 0.05 * SESSIONS
+    assert false_switches(kind) <= 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_gain_of_five_per_cent_is_found_nine_times_in_ten(kind: str) -> None:
-    found = sum(winner(compared([1.0, 1.0, 1.05, 0.98], kind, seed)) == 2 for seed in range(SESSIONS))
-    assert found >= 0.9 * SESSIONS
+    assert found_gains(kind) >= 0.9
 
 
 def test_the_invented_gpu_fools_whoever_just_compares_medians() -> None:
