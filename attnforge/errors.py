@@ -94,7 +94,7 @@ class CacheNotWrittenError(AttnforgeError):
     """A tuned cache could not be written: the file, if there was one, is as it was."""
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        remedy = "see to that, or set ATTNFORGE_CACHE_DIR to another folder"
+        remedy = "see to that, or name another place (ATTNFORGE_CACHE_DIR, --into)"
         super().__init__(f"tuned cache {path} was not written: {reason}; {remedy}")
         self.path = path
         self.reason = reason

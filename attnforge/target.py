@@ -52,6 +52,11 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         shared_memory, sm_count = _KNOWN_ARCHS[arch]
         return cls(arch=arch, name=None, sm_count=sm_count, shared_memory=shared_memory)
 
+    @staticmethod
+    def is_known(arch: str) -> bool:
+        """Whether for_arch() has facts about it."""
+        return arch in _KNOWN_ARCHS
+
     @classmethod
     def of_device(cls, device: torch.device | int) -> Target:
         """The GPU behind a torch device (``cuda`` in ROCm builds too)."""

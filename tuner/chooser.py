@@ -128,8 +128,9 @@ class Chooser:
         conditions = tuple(each.conditions for each in compared.comparisons if each.conditions is not None)
         disturbed = noise(conditions, [each.rounds_ms for each in compared.comparisons])
         before = self._measured_before(problem)
-        if disturbed and before is not None:
-            return ProblemResult(problem, Verdict.NOISY, before, noise=disturbed)
+        in_office = before or self.in_office[problem].entry
+        if disturbed and in_office is not None and _was_compared_on(in_office, problem):
+            return ProblemResult(problem, Verdict.NOISY, in_office, noise=disturbed)
         entry = TunedEntry(
             spec=chosen.spec,
             problem=problem,
@@ -187,6 +188,11 @@ class Chooser:
         self._caches = caches
         target = self._resources.target
         self.in_office = {each: decide(self._search.spec, each, target, caches) for each in self._search.problems}
+
+
+def _was_compared_on(entry: TunedEntry, problem: Problem) -> bool:
+    """Whether a tune has measured it for the problem's bucket, with whatever templates."""
+    return entry.source is Source.MEASURED and entry.bucket == Bucket.of(problem)
 
 
 def _median_of_all(rounds_ms: Sequence[Sequence[float]]) -> float:

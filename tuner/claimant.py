@@ -88,5 +88,5 @@ class Heart:
             for trial_id in due:
                 try:
                     self._storage.record_heartbeat(trial_id)
-                except STORAGE_ERRORS:
-                    continue  # out of reach for now; whoever stores a result next is told
+                except (KeyError, *STORAGE_ERRORS):
+                    continue  # out of reach for now, or gone; whoever stores a result next is told

@@ -74,12 +74,13 @@ class Comparer:
         while True:
             with self._spares.pop(0) if self._spares else self._measurer.another() as fresh:
                 try:
-                    await fresh.wake()
+                    why_not = await fresh.wake()
                     async with self._alone():
+                        if why_not is not None:
+                            raise why_not
                         return [await _compare(fresh, request, number) for request in requests]
                 except DeviceLostError:
-                    # Those started ahead are on the lost device as well. After them another() is on one that is left.
-                    continue
+                    self.close()  # those started ahead are on the lost device as well; another() is on one that is left
 
 
 async def _compare(worker: Measurer, request: Compare, number: int) -> Comparison | Failure:

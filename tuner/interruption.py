@@ -9,10 +9,11 @@ import time
 from collections.abc import Coroutine
 from types import FrameType
 
+from attnforge.cli import INTERRUPTED
+
 PATIENCE_S = 10.0
 """For the clean-up, after which another signal ends the process at once: a database that no longer answers holds it up
 for ever. Workers that are left then end by themselves."""
-INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -23,7 +24,10 @@ def run_until_interrupted(work: Coroutine[None, None, None]) -> bool:
     When several of its tasks fail, the first error is raised: it has cancelled the others.
     """
     interruption = _Interruption()
-    before = {signum: signal.signal(signum, interruption.ask) for signum in SIGNALS}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    for signum, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup, or a script's background job: whoever started it wants it to go on
+            signal.signal(signum, interruption.ask)
     try:
         asyncio.run(interruption.cancels(work))
     except asyncio.CancelledError:
@@ -52,7 +56,8 @@ class _Interruption:
             if self._task is not None and not self._task.done():
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         elif time.monotonic() > self._asked_at + PATIENCE_S:
-            os.write(2, b"\ninterrupted, without waiting any longer\n")
+            # A live display has hidden the cursor.
+            os.write(2, (b"\x1b[?25h" if os.isatty(2) else b"") + b"\ninterrupted, without waiting any longer\n")
             os._exit(INTERRUPTED)
 
     async def cancels(self, work: Coroutine[None, None, None]) -> None:

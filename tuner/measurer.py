@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -43,7 +42,7 @@ moment that the second one takes to start."""
 class Deadlines:
     """Seconds that a worker may take, start-up not counted, before it and all that it started are killed."""
 
-    identify: float = 120.0
+    identify: float = 60.0
     """Opens the GPU, which takes seconds on a machine with many. The first thing that a worker is asked, so that no
     other deadline has to allow for it."""
     measure: float = 20.0
@@ -141,10 +140,13 @@ class Measurer:
         worker = self._worker
         return None if worker is None else worker.process_id
 
-    async def wake(self) -> None:
-        """Wait until the worker has opened its device. That none can is told by the next request."""
-        with suppress(WorkerUnusableError):
+    async def wake(self) -> WorkerUnusableError | None:
+        """Wait until the worker has opened its device; why none can."""
+        try:
             await self._ask(Identify())
+        except WorkerUnusableError as error:
+            return error
+        return None
 
     async def measure(self, request: Measure) -> Measurement | Failure:
         """The times of a config, or why it has none."""

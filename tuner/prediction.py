@@ -7,6 +7,7 @@ interpreter, which checks the numerics.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -19,6 +20,7 @@ from attnforge.target import Target
 from attnforge.tuner import static_model
 from attnforge.tuner.measurer import Measurer
 from attnforge.tuner.messages import Accurate, CheckNumerics
+from attnforge.tuner.progress import Phase, Standing, TuneProgress
 from attnforge.tuner.recombination import recombined
 from attnforge.tuner.result import ProblemResult, SpecResult, Verdict
 from attnforge.tuner.search_space import SearchSpace, values_of
@@ -51,6 +53,10 @@ class SpecPrediction:
     """Workers that run Triton's interpreter; one is taken out while it is asked."""
     compilations: int
     """How many configs to compile, the default among them."""
+    progress: TuneProgress
+    _compilations_done: int = 0
+    _failed: Counter[str] = field(default_factory=Counter)
+    """Compilations, by kind of failure."""
     _outcomes: dict[Variant, Outcome] = field(default_factory=dict)
     _verdicts: dict[Variant, Accurate | Failure] = field(default_factory=dict)
 
@@ -61,6 +67,7 @@ class SpecPrediction:
 
     async def predict(self) -> SpecResult:
         """Nothing is written yet."""
+        self.progress.started(self._standing)
         await self._compile(self.default, *(self.space.variant(config) for config in self._shortlist()))
         problems = [await self._choose(problem) for problem in self.task.problems]
         failures = {variant: outcome for variant, outcome in self._outcomes.items() if isinstance(outcome, Failure)}
@@ -95,12 +102,27 @@ class SpecPrediction:
         return values_of(config, (*self.space.shared_fields, *self.space.kernels[kernel]))
 
     async def _compile(self, *variants: Variant) -> None:
-        problem = self.task.problems[0]
-        futures = {
-            variant: asyncio.wrap_future(self.pool.submit(variant, problem, self.target)) for variant in variants
-        }
-        for variant, future in futures.items():
-            self._outcomes[variant] = await future
+        with self.progress.during(self.task.spec, Phase.COMPILING):
+            self._outcomes |= zip(variants, await asyncio.gather(*map(self._compiled, variants)), strict=True)
+
+    async def _compiled(self, variant: Variant) -> Outcome:
+        outcome = await asyncio.wrap_future(self.pool.submit(variant, self.task.problems[0], self.target))
+        self._compilations_done += 1
+        self._failed.update([str(outcome.kind)] if isinstance(outcome, Failure) else [])
+        self.progress.tried(self._standing)
+        return outcome
+
+    @property
+    def _standing(self) -> Standing:
+        return Standing(
+            spec=self.task.spec,
+            problems=len(self.task.problems),
+            schedules=(PREDICTED,),
+            # What is put together from them at the end is one more.
+            trials=max(self.compilations, self._compilations_done),
+            finished=self._compilations_done,
+            failures=self._failed.copy(),
+        )
 
     async def _choose(self, problem: Problem) -> ProblemResult:
         """The best by the static model, or else the default: the first whose numerics are right."""
@@ -148,7 +170,8 @@ class SpecPrediction:
             interpreter = await self.interpreters.get()
             try:
                 request = CheckNumerics(VariantData.of(variant), DType.FP16)
-                self._verdicts[variant] = await interpreter.check(request)
+                with self.progress.during(self.task.spec, Phase.CHECKING):
+                    self._verdicts[variant] = await interpreter.check(request)
             finally:
                 self.interpreters.put_nowait(interpreter)
         return self._verdicts[variant]

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from attnforge.cache.schema import Toolchain
-from attnforge.codegen import Variant
-from attnforge.compilation import CompilePool, Failure
+from attnforge.compilation import CompilePool
 from attnforge.target import Target
 from attnforge.tuner.interruption import run_until_interrupted
 from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.measurer import Measurer
-from attnforge.tuner.messages import Accurate
 from attnforge.tuner.prediction import PREDICTED, SpecPrediction
-from attnforge.tuner.progress import Phase, Standing, TuneProgress
+from attnforge.tuner.progress import TuneProgress
 from attnforge.tuner.result import SpecResult
 from attnforge.tuner.task import Task
 
 SPECS_AT_ONCE = 3
 """One is compiled while another is interpreted."""
-TOLD_S = 0.5
-"""Between two looks at how many configs are compiled."""
 
 
 @dataclass
@@ -72,50 +67,10 @@ class PredictionSession:
     ) -> None:
         async with turns:
             toolchain = Toolchain.installed(PREDICTED, task.spec.pass_)
-            prediction = _ToldPrediction(
-                task, self.target, toolchain, self.pool, interpreters, self.compilations, progress=self.progress
+            prediction = SpecPrediction(
+                task, self.target, toolchain, self.pool, interpreters, self.compilations, self.progress
             )
             result = await prediction.predict()
             self.keeper.keep(self.target, result)
             self.results.append(result)
             self.progress.finished(result)
-
-
-@dataclass
-class _ToldPrediction(SpecPrediction):
-    """Says what it is at."""
-
-    progress: TuneProgress = field(kw_only=True)
-
-    async def predict(self) -> SpecResult:
-        self.progress.started(self._standing)
-        return await super().predict()
-
-    @property
-    def _standing(self) -> Standing:
-        failures = Counter(str(each.kind) for each in self._outcomes.values() if isinstance(each, Failure))
-        finished = len(self._outcomes)
-        return Standing(
-            spec=self.task.spec,
-            problems=len(self.task.problems),
-            schedules=(PREDICTED,),
-            # What is put together from them at the end is one more.
-            trials=max(self.compilations, finished),
-            finished=finished,
-            failures=failures,
-        )
-
-    async def _compile(self, *variants: Variant) -> None:
-        with self.progress.during(self.task.spec, Phase.COMPILING):
-            compiled = asyncio.ensure_future(super()._compile(*variants))
-            try:
-                while not compiled.done():
-                    await asyncio.wait([compiled], timeout=TOLD_S)
-                    self.progress.tried(self._standing)
-            finally:
-                compiled.cancel()
-            await compiled
-
-    async def _check(self, variant: Variant) -> Accurate | Failure:
-        with self.progress.during(self.task.spec, Phase.CHECKING):
-            return await super()._check(variant)

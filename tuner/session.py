@@ -29,9 +29,11 @@ from attnforge.tuner.resources import Resources
 from attnforge.tuner.result import SpecResult
 from attnforge.tuner.spec_tuner import SpecTuner
 from attnforge.tuner.storage import TrialsNotStoredError
-from attnforge.tuner.study import Studies
+from attnforge.tuner.study import Studies, TrialsForgottenError
 from attnforge.tuner.task import Task
 
+NO_SUCH_RECORD = "Record does not exist"
+"""What Optuna's KeyError says of a study or trial that is gone."""
 SPECS_AT_ONCE = 3
 """A search learns from trial to trial, so it cannot keep many compilers busy by itself; several searches can.
 With more devices than this, as many as there are devices."""
@@ -58,15 +60,20 @@ class Session:
     """Grows when the budget is spent: specs that did not get their turn."""
 
     def run(self) -> bool:
-        """Tune everything; False when it was interrupted (Ctrl-C, SIGTERM). Closes the workers in any case.
+        """Tune everything; False when it was interrupted, as run_until_interrupted() has it. Closes the workers in any
+        case.
 
-        Raises NoGpuError, WorkerUnusableError, StudiesUnusableError, StorageUnusableError, TrialsNotStoredError,
-        and what the cache's store raises.
+        Raises NoGpuError, WorkerUnusableError, WorkerNotStartedError, StudiesUnusableError, StorageUnusableError,
+        StudyInUseError, TrialsForgottenError, TrialsNotStoredError, and what the cache's store raises.
         """
         try:
             return run_until_interrupted(self._run_and_close())
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise TrialsNotStoredError(self.storage, error) from error
+        except KeyError as error:
+            if NO_SUCH_RECORD not in str(error):
+                raise
+            raise TrialsForgottenError from error
 
     async def _run_and_close(self) -> None:
         self.progress.starting()
@@ -105,9 +112,8 @@ class Session:
         self.progress.began(resources.target, devices)
         at_once = self._specs_at_once(devices)
         if self.fresh:
-            for task in self.tasks:
-                for problem in task.problems:
-                    resources.studies.discard(task.spec, problem, resources.versions)
+            wanted = ((task.spec, problem) for task in self.tasks for problem in task.problems)
+            resources.studies.discard(wanted, resources.versions)
         budget = Budget(self.effort.budget_s, [task.weight for task in self.tasks], at_once)
         turns = asyncio.Semaphore(at_once)
         async with asyncio.TaskGroup() as group:

@@ -20,13 +20,12 @@ DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 """By a URL's scheme: which driver SQLAlchemy takes for it has changed from version to version."""
 EXTRAS = {"postgresql": "postgresql"}
 """By database: the extra of attnforge that installs its driver."""
-SERVER_OPTIONS = {
-    "postgresql": {
-        "connect_timeout": 20, "keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4,
-        "tcp_user_timeout": 40_000,
-    },
+LIBPQ_OPTIONS = {
+    "connect_timeout": 20, "keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4,
+    "tcp_user_timeout": 40_000,
 }  # fmt: skip
-"""By database: a host that is gone is noticed within a minute (seconds; the last in milliseconds), not in hours."""
+"""So that a host that is gone is noticed within a minute, not in hours (seconds; the last in milliseconds)."""
+LIBPQ_DRIVERS = ("postgresql+psycopg", "postgresql+psycopg2")
 OPENING_ATTEMPTS = 8
 """Tuners that start together all create the tables; all but one of them fail, and find the tables the next time."""
 
@@ -120,7 +119,7 @@ def open_storage(url: str) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for attempt in range(OPENING_ATTEMPTS):
         try:
-            return _opened(full, parsed.get_backend_name())
+            return _opened(full, _engine_options(parsed))
         except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.OperationalError):
             if attempt == OPENING_ATTEMPTS - 1:
                 raise
@@ -132,12 +131,17 @@ def _with_driver(url: sqlalchemy.URL) -> sqlalchemy.URL:
     return url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
 
 
-def _opened(url: str, database: str) -> RDBStorage:
-    # Another tuner may hold a SQLite file for as long as a transaction takes. A server may have been restarted since
-    # the last trial: each connection is tried before it is used.
-    options: dict[str, Any] = {"connect_args": SERVER_OPTIONS.get(database, {}), "pool_pre_ping": True}
-    if database == "sqlite":
-        options = {"connect_args": {"timeout": 60}}
+def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
+    """SQLAlchemy's, by database; what the URL says of its driver counts more."""
+    # Another tuner may hold a SQLite file for as long as a transaction takes.
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": 60}}
+    # A server may have been restarted since the last trial: each connection is tried before it is used.
+    options = LIBPQ_OPTIONS if url.drivername in LIBPQ_DRIVERS else {}
+    return {"connect_args": {k: v for k, v in options.items() if k not in url.query}, "pool_pre_ping": True}
+
+
+def _opened(url: str, options: dict[str, Any]) -> RDBStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return RDBStorage(url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)

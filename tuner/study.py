@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -53,6 +54,16 @@ class StudyInUseError(AttnforgeError):
         super().__init__(f"another tune is trying configs of {spec.name}: wait for its end, or leave --fresh out")
 
 
+class TrialsForgottenError(AttnforgeError):
+    """Another tuner has deleted the study that this one works on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another tune has forgotten the trials of this one (--fresh): what is in the tuned cache stays, the same"
+            " command starts the rest afresh"
+        )
+
+
 class Studies:
     """All studies of a target, in a SQLite file of its own or in a storage that tuners share. A context manager."""
 
@@ -84,13 +95,17 @@ class Studies:
         self._open.append(Study(study, self._storage, self._heart, spec, templates))
         return self._open[-1]
 
-    def discard(self, spec: AttentionSpec, problem: Problem, versions: Versions) -> None:
-        """Forget the trials of a study, so that it starts afresh. Raises StudyInUseError while another tuner tries."""
-        study = self.study(spec, problem, versions)
-        self._open.remove(study)
-        if study.elsewhere:
-            raise StudyInUseError(spec)
-        optuna.delete_study(study_name=study.name, storage=self._storage)
+    def discard(self, wanted: Iterable[tuple[AttentionSpec, Problem]], versions: Versions) -> None:
+        """Forget the trials of studies, so that they start afresh: of all of them, or of none when another tuner tries
+        something. Raises StudyInUseError then."""
+        found = []
+        for spec, problem in wanted:
+            found.append(self.study(spec, problem, versions))
+            self._open.remove(found[-1])
+            if found[-1].elsewhere:
+                raise StudyInUseError(spec)
+        for study in found:
+            optuna.delete_study(study_name=study.name, storage=self._storage)
 
     def close(self) -> None:
         """Give up what was claimed and not finished, so that whoever comes next need not wait."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
-from attnforge.cache.schema import TunedCache, TunedEntry
+from attnforge.cache.schema import Entry, TunedCache, TunedEntry, UnfitEntry
 from attnforge.codegen import fields_of
 
-COMPARED: dict[str, Callable[[TunedEntry], object]] = {
+COMPARED: dict[str, Callable[[Entry], object]] = {
     "schedule": lambda entry: str(entry.schedule),
-    "config": lambda entry: {name: _plain(value) for name, value in fields_of(entry.config).items()},
+    "config": lambda entry: _plain_config(entry),
     "source": lambda entry: str(entry.source),
     "median_ms": lambda entry: entry.median_ms,
     "gain": lambda entry: entry.gain,
@@ -18,6 +18,12 @@ COMPARED: dict[str, Callable[[TunedEntry], object]] = {
     "templates": lambda entry: entry.toolchain.templates,
 }
 """What of two entries for the same spec and bucket is compared; when and on which problem they were found is not."""
+
+
+def _plain_config(entry: Entry) -> dict[str, bool | int | str]:
+    if isinstance(entry, TunedEntry):
+        return {name: _plain(value) for name, value in fields_of(entry.config).items()}
+    return entry.config if isinstance(entry, UnfitEntry) else {}
 
 
 def _plain(value: object) -> bool | int | str:
@@ -28,8 +34,8 @@ def _plain(value: object) -> bool | int | str:
 class EntryDifference:
     """Two entries for one spec and bucket that say different things."""
 
-    a: TunedEntry
-    b: TunedEntry
+    a: Entry
+    b: Entry
     fields: dict[str, tuple[object, object]]
     """By name in COMPARED: what A says, and B."""
 
@@ -38,8 +44,8 @@ class EntryDifference:
 class CacheDifference:
     """Two caches, A and B, entry by entry."""
 
-    only_in_a: tuple[TunedEntry, ...]
-    only_in_b: tuple[TunedEntry, ...]
+    only_in_a: tuple[Entry, ...]
+    only_in_b: tuple[Entry, ...]
     different: tuple[EntryDifference, ...]
     same: int
     """Entries that say the same in both."""
@@ -53,7 +59,7 @@ class CacheDifference:
 
 def difference(a: TunedCache, b: TunedCache) -> CacheDifference:
     """What two caches say differently; each tuple is sorted by spec and bucket."""
-    pairs, only_in_a, only_in_b = _paired(a.entries, b.entries, lambda entry: entry.key)
+    pairs, only_in_a, only_in_b = _paired(a.all_entries, b.all_entries, lambda entry: entry.key)
     # What is left was found with different toolchains: it still answers the same question.
     more, only_in_a, only_in_b = _paired(only_in_a, only_in_b, lambda entry: (entry.spec, entry.bucket))
     pairs += more
@@ -67,14 +73,14 @@ def difference(a: TunedCache, b: TunedCache) -> CacheDifference:
     )
 
 
-_Pairs = list[tuple[TunedEntry, TunedEntry]]
+_Pairs = list[tuple[Entry, Entry]]
 
 
 def _paired(
-    left: Iterable[TunedEntry], right: Iterable[TunedEntry], key: Callable[[TunedEntry], Hashable]
-) -> tuple[_Pairs, list[TunedEntry], list[TunedEntry]]:
+    left: Iterable[Entry], right: Iterable[Entry], key: Callable[[Entry], Hashable]
+) -> tuple[_Pairs, list[Entry], list[Entry]]:
     """Entries of equal key, one of each side, and what is left over of either."""
-    unpaired: dict[Hashable, list[TunedEntry]] = {}
+    unpaired: dict[Hashable, list[Entry]] = {}
     for entry in right:
         unpaired.setdefault(key(entry), []).append(entry)
     pairs, alone = [], []
@@ -87,14 +93,14 @@ def _paired(
     return pairs, alone, [entry for entries in unpaired.values() for entry in entries]
 
 
-def _fields(a: TunedEntry, b: TunedEntry) -> dict[str, tuple[object, object]]:
+def _fields(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
     values = {name: (of(a), of(b)) for name, of in COMPARED.items()}
     return {name: (one, other) for name, (one, other) in values.items() if one != other}
 
 
-def _sorted(entries: Iterable[TunedEntry]) -> tuple[TunedEntry, ...]:
+def _sorted(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=_place))
 
 
-def _place(entry: TunedEntry) -> tuple[str, int, str]:
+def _place(entry: Entry) -> tuple[str, int, str]:
     return entry.spec.name, entry.bucket.seqlen_q, entry.bucket.name

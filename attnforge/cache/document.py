@@ -4,7 +4,7 @@ The first line holds the format and a digest of everything after it, so that a t
 detected, as is an edit. The rest is YAML for people to read and for ``strict_yaml`` to parse.
 
 Only configs differ between templates: an entry of other templates whose config the installed ones cannot have is set
-apart and written as it was read. Whatever else an attnforge adds to an entry is a new format.
+apart and written as it was read. Whatever else is added to entries is a new format, once a version was released.
 """
 
 from __future__ import annotations

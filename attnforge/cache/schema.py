@@ -17,6 +17,8 @@ from attnforge.target import Target
 FORMAT = 1
 """Of the file; a reader refuses a newer one, and a writer leaves it alone."""
 
+LAST_YEAR = 9000
+"""Of a date: what takes an entry's place is dated later."""
 ShortText = Annotated[str, Meta(max_length=200)]
 Milliseconds = Annotated[float, Meta(gt=0, le=1e7)]
 
@@ -140,6 +142,8 @@ class Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     def __post_init__(self) -> None:
         if self.bucket != Bucket.of(self.problem):
             raise ValueError(f"bucket {self.bucket.name} is not the problem's, which is {Bucket.of(self.problem).name}")
+        if self.created.year > LAST_YEAR:
+            raise ValueError(f"created in the year {self.created.year}")
         if (self.source is Source.MEASURED) != (self.median_ms is not None):
             raise ValueError("median_ms belongs to measured entries, and to all of them")
 
@@ -194,8 +198,8 @@ class UnfitEntry(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class EntryKey(NamedTuple):
     """Entries of different schedules and toolchains stand side by side.
 
-    A writer never takes away what another toolchain found; of two schedules' the newer one serves, and the older one
-    the tensors that the newer's schedule cannot take.
+    A writer never takes away what another toolchain found; of two schedules' the newer one serves (a quiet one before
+    a noisy one), and the other the tensors that its schedule cannot take.
     """
 
     spec: AttentionSpec

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -84,15 +84,20 @@ class TunedCacheStore:
         )
 
     def target(self, name: str) -> Target:
-        """The target of a cache file's stem, such as sm_90-nvidia-h200, or of an arch. Raises UnknownTargetError."""
-        stems = [place.path.stem for place in self.all_places()]
-        for place in self.all_places():
+        """The target of a cache file's stem, such as sm_90-nvidia-h200, or of an arch.
+
+        Raises UnknownTargetError; CacheRefused when all files of that stem are.
+        """
+        places, why_not = self.all_places(), None
+        for place in places:
             if place.path.stem == name:
                 try:
                     return self.read(place).target
-                except CacheRefused:
-                    continue
-        return Target.for_arch(name, others=stems)
+                except CacheRefused as refused:
+                    why_not = refused
+        if why_not is not None and not Target.is_known(name):
+            raise why_not
+        return Target.for_arch(name, others=[place.path.stem for place in places])
 
     def read(self, place: CacheFile) -> TunedCache:
         """The cache at one place.
@@ -134,8 +139,8 @@ class TunedCacheStore:
     def write(self, target: Target, entries: Iterable[TunedEntry]) -> Path:
         """Merges entries into the target's file and returns its path; without any, the file is left alone.
 
-        The file is at any moment either the old or the new one. Of two entries of a kind the newer stays, and a
-        measured one is never replaced by a predicted one. A corrupt file is moved aside with a warning. Raises
+        The file is at any moment either the old or the new one. See merge() for which of
+        two entries stays. A corrupt file is moved aside with a warning. Raises
         CacheRefused, and writes nothing, when the file is foreign, newer or untrusted; CacheNotWrittenError when the
         lock cannot be had, the disk is full, or an entry could not be read back.
         """
@@ -146,8 +151,9 @@ class TunedCacheStore:
 
     def check_writable(self, target: Target) -> None:
         """See before hours of work whether ``write`` could. Raises as it does."""
-        with self._writable(self.path(target), self._settings.cache_dir):
-            pass
+        path, root = self.path(target), self._settings.cache_dir
+        with self._writable(path, root), suppress(CorruptCacheRefused):  # which ``write`` would move aside
+            _existing(path, target, root, moves_corrupt=False)
 
     def merge_into(self, path: Path, target: Target, entries: Iterable[Entry]) -> tuple[Entry, ...]:
         """Does what ``write`` does to any file, and returns the entries that it held before.

@@ -17,14 +17,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     What is imported before this is called is all that Ctrl-C could answer with a traceback: next to nothing.
     """
-    before = signal.signal(signal.SIGINT, _end_at_once)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as in a script's background job
+        signal.signal(signal.SIGINT, _end_at_once)
     try:
         from attnforge.cli.app import run
 
         run(arguments)
     finally:
         # A command that was interrupted has it ignored: Python takes a second to shut down after torch and optuna.
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, before)
 
 

@@ -41,7 +41,8 @@ class _LazyGroup(TyperGroup):
         name, listed, rest = super().resolve_command(ctx, args)
         command = _loaded(name) if name in COMMANDS else listed
         # From here on it is an exception: what a command has begun is put away.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:

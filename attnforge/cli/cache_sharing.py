@@ -26,7 +26,7 @@ from attnforge.cache.merging import (
     target_of,
 )
 from attnforge.cache.reader import read_to_look_at
-from attnforge.cache.schema import Entry, TunedCache, TunedEntry, UnfitEntry
+from attnforge.cache.schema import Entry, TunedCache, UnfitEntry
 from attnforge.cache.store import TunedCacheStore
 from attnforge.errors import NoGpuError
 from attnforge.settings import Settings
@@ -148,7 +148,7 @@ def _print_merge(explained: list[MergedEntry]) -> None:
 def _print_difference(found: CacheDifference, paths: tuple[Path, Path], caches: tuple[TunedCache, TunedCache]) -> None:
     console = _console()
     for letter, path, cache in zip("AB", paths, caches, strict=True):
-        line = Text(f"{letter}: {path} ({cache.target.slug}, {len(cache.entries)} entries)")
+        line = Text(f"{letter}: {path} ({cache.target.slug}, {len(cache.all_entries)} entries)")
         console.print(line, soft_wrap=True)
     if not found.same_target:
         console.print("The targets differ: each cache serves its own.", style="yellow")
@@ -185,11 +185,11 @@ def _rows(each: EntryDifference) -> list[tuple[str, str, str]]:
 
 
 def _plain(found: CacheDifference, paths: tuple[Path, Path], caches: tuple[TunedCache, TunedCache]) -> dict[str, Any]:
-    def entry(of: TunedEntry) -> dict[str, Any]:
+    def entry(of: Entry) -> dict[str, Any]:
         return _name(of) | {name: value(of) for name, value in COMPARED.items()}
 
     sides = {
-        letter: {"path": str(path), "target": cache.target.slug, "entries": len(cache.entries)}
+        letter: {"path": str(path), "target": cache.target.slug, "entries": len(cache.all_entries)}
         for letter, path, cache in zip("ab", paths, caches, strict=True)
     }
     return sides | {
@@ -204,5 +204,5 @@ def _plain(found: CacheDifference, paths: tuple[Path, Path], caches: tuple[Tuned
     }
 
 
-def _name(entry: TunedEntry) -> dict[str, str]:
+def _name(entry: Entry) -> dict[str, str]:
     return {"spec": entry.spec.name, "bucket": entry.bucket.name}

@@ -29,7 +29,7 @@ TargetOption = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="Predict for an arch such as sm_90 or gfx942 instead of measuring: nothing runs on a GPU. The entries are "
+        help="Predict for an arch such as sm_80 or gfx942 instead of measuring: nothing runs on a GPU. The entries are "
         "marked as predicted, and a tune on such a GPU replaces them. Has bounds of its own: --trials says how many"
         " configs are compiled, --budget is not taken.",
     ),

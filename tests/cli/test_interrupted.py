@@ -121,6 +121,25 @@ main(["tune"])"""
         assert (process.returncode, errors) == (130, "\ninterrupted, without waiting any longer\n")
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_who_was_told_to_ignore_it_goes_on(signum: signal.Signals) -> None:
+    """As nohup and the background jobs of scripts have it."""
+    program = f"""{COMMAND}
+import signal
+signal.signal({int(signum)}, signal.SIG_IGN)
+time.sleep, sleep = lambda seconds: sleep(1), time.sleep
+import asyncio
+asyncio.sleep, asleep = lambda seconds: asleep(1), asyncio.sleep
+sys.modules["attnforge.cli.tune"] = types.SimpleNamespace(tune=tune_with_workers)
+main(["tune"])"""
+    with started(program) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signum)
+        rest, errors = process.communicate(timeout=20)
+        assert (process.returncode, rest, errors) == (0, "cleaning up\nclean\n", "")
+
+
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 0.8, 1.2, 2.0, 4.0])
 def test_at_several_moments_of_a_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """From the imports of torch to the first compilations."""

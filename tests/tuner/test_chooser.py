@@ -20,7 +20,7 @@ from attnforge.tuner.keeper import Keeper
 from attnforge.tuner.result import Verdict
 from attnforge.tuner.spec_search import SpecSearch
 from attnforge.tuner.storage import sqlite_url
-from attnforge.tuner.study import Studies
+from attnforge.tuner.study import Studies, TrialsForgottenError
 from tests.runtime.cache.entries import a_cache
 from tests.runtime.cache.entries import measured as an_entry
 from tests.tuner.fake_device import BEST, TARGET, VERSIONS, Script
@@ -55,6 +55,7 @@ def compared(script: Script) -> list[list[str]]:
     return [line.split()[2:] for line in script.log.read_text().splitlines() if line.startswith("compare ")]
 
 
+@pytest.mark.slow
 def test_another_machine_on_the_same_storage_compares_and_writes_for_itself(script: Script, tmp_path: Path) -> None:
     shipped = tmp_path / "shipped" / f"{TARGET.slug}.yaml"
     shipped.parent.mkdir()
@@ -71,6 +72,7 @@ def test_another_machine_on_the_same_storage_compares_and_writes_for_itself(scri
     assert [each.verdict for each in result.problems] == [Verdict.KEPT]
 
 
+@pytest.mark.slow
 def test_a_tuned_cache_that_was_deleted_is_written_again_without_new_trials(script: Script, tmp_path: Path) -> None:
     run(session_of(script, [TASK], trials=6))
     (before,), tried = entries(script), measured(script)
@@ -80,6 +82,7 @@ def test_a_tuned_cache_that_was_deleted_is_written_again_without_new_trials(scri
     assert measured(script) == tried
 
 
+@pytest.mark.slow
 def test_where_the_comparison_fails_nothing_is_written_and_the_next_tune_compares_again(script: Script) -> None:
     script.faults = {"*": "dies comparing"}
     (result,) = run(session_of(script, [TASK], trials=6))
@@ -92,6 +95,7 @@ def test_where_the_comparison_fails_nothing_is_written_and_the_next_tune_compare
     assert measured(script) == tried
 
 
+@pytest.mark.slow
 def test_a_config_that_brings_comparing_workers_down_is_left_out(script: Script) -> None:
     script.faults = {BEST_CONFIG.name: "dies comparing"}
     (result,) = run(session_of(script, [TASK], trials=len(SPACE.configs)))
@@ -134,6 +138,16 @@ def test_a_noisy_comparison_does_not_overwrite_what_another_tune_has_written_mea
     assert entries(script) == [theirs]
 
 
+def test_nor_what_earlier_templates_found(script: Script) -> None:
+    """It serves, so it would go before the noisy one."""
+    earlier = Toolchain(triton=VERSIONS.triton, torch=VERSIONS.torch, templates="f" * 16)
+    theirs = entry_of(BEST_CONFIG, toolchain=earlier)
+    write(script, theirs)
+    script.conditions = NOISY
+    (result,) = run(session_of(script, [TASK], trials=3))
+    assert [(each.verdict, each.entry) for each in result.problems] == [(Verdict.NOISY, theirs)]
+
+
 def test_a_winner_is_newer_than_what_it_replaces_whatever_the_clock_was(script: Script) -> None:
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     write(script, entry_of(DEFAULT.config, created=tomorrow))
@@ -170,3 +184,18 @@ def test_what_another_tuner_gives_up_at_the_end_is_tried_here(
         run(session_of(script, [TASK], trials=2, storage=url))
         giving_up.join()
     assert [entry.config for entry in entries(script)] == [BEST_CONFIG]
+
+
+def test_trials_that_another_tune_forgets_meanwhile_end_this_one_with_a_word(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = sqlite_url(tmp_path / "shared.sqlite3")
+
+    def forgotten(self: SpecSearch) -> list[Variant]:
+        with Studies(Settings(tmp_path / "another"), TARGET, url) as others:
+            others.discard([(FORWARD_SPEC, PROBLEM)], VERSIONS)
+        return [replace(DEFAULT, config=BEST_CONFIG)]
+
+    monkeypatch.setattr(SpecSearch, "recombined", forgotten)
+    with pytest.raises(TrialsForgottenError, match="--fresh"):
+        session_of(script, [TASK], trials=1, storage=url).run()

@@ -116,6 +116,7 @@ def exhaustive(script: Script) -> Session:
     return session
 
 
+@pytest.mark.slow
 def test_a_lost_gpu_costs_what_ran_on_it_and_the_others_go_on(script: Script) -> None:
     script.devices, script.seconds, script.lost_after = 2, 0.02, {"1": 3}
     session = exhaustive(script)
@@ -130,6 +131,7 @@ def test_a_lost_gpu_costs_what_ran_on_it_and_the_others_go_on(script: Script) ->
     assert not workers_of(os.getpid())
 
 
+@pytest.mark.slow
 def test_comparisons_too_go_on_without_a_lost_gpu(script: Script) -> None:
     script.devices, script.seconds, script.lost_after = 2, 0.05, {"all": 3}
     session = session_of(script, [task(FORWARD_SPEC)], trials=16)
@@ -139,6 +141,7 @@ def test_comparisons_too_go_on_without_a_lost_gpu(script: Script) -> None:
     assert devices_seen(script, "compared") == {"1": COMPARING_WORKERS}
 
 
+@pytest.mark.slow
 def test_losing_the_last_gpu_ends_the_tune_and_the_same_command_goes_on(script: Script) -> None:
     script.devices, script.lost_after = 1, {"all": 3}
     session = exhaustive(script)
@@ -186,6 +189,7 @@ def test_who_waits_for_a_lost_gpu_gets_the_one_that_stands_in_for_it(script: Scr
         asyncio.run(lose_the_first())
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_lost_while_it_compares_is_left_out(script: Script) -> None:
     script.devices = 2
 

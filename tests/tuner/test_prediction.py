@@ -27,6 +27,7 @@ from tests.tuner.fake_tune import fake_command, measurer_of
 SM_90 = Target.for_arch("sm_90")
 SPEC = AttentionSpec(pass_=Pass.BACKWARD, head_dim=128, head_dim_v=128, causal=False)
 DEFAULT = Variant(SPEC, *default_configs(SPEC, DType.BF16, SM_90.limits)[-1])
+QUIET = PlainProgress(Console(quiet=True), 1)
 
 
 @pytest.fixture
@@ -39,9 +40,8 @@ def prediction(script: Script) -> Iterator[SpecPrediction]:
     """One that has not asked anybody yet."""
     with CompilePool(1, command=fake_command("fake_compiler.py", script)) as pool:
         (task,) = tasks([SPEC], [4096], DType.BF16)
-        yield SpecPrediction(
-            task, SM_90, Toolchain.installed(Schedule.PORTABLE, Pass.BACKWARD), pool, asyncio.Queue(), compilations=6
-        )
+        toolchain = Toolchain.installed(Schedule.PORTABLE, Pass.BACKWARD)
+        yield SpecPrediction(task, SM_90, toolchain, pool, asyncio.Queue(), 6, QUIET)
 
 
 def predicted(script: Script, progress: TuneProgress | None = None) -> SpecResult:
@@ -52,7 +52,7 @@ def predicted(script: Script, progress: TuneProgress | None = None) -> SpecResul
         keeper=Keeper(Settings(Path(script.folder, "cache")), store_of(script)),
         pool=CompilePool(1, command=fake_command("fake_compiler.py", script)),
         interpreters=[measurer_of(script)],
-        progress=progress or PlainProgress(Console(quiet=True), 1),
+        progress=progress or QUIET,
         compilations=6,
     )
     assert session.run()
@@ -179,7 +179,7 @@ def test_the_whole_of_it_on_a_small_spec(tmp_path: Path) -> None:
         keeper=Keeper(Settings(tmp_path), TunedCacheStore(Settings(tmp_path), tmp_path / "shipped")),
         pool=CompilePool(1),
         interpreters=[Measurer(INTERPRETER_WORKER, interpreting_environment(os.environ), INTERPRETING)],
-        progress=PlainProgress(Console(quiet=True), 1),
+        progress=QUIET,
         compilations=2,
     )
     assert session.run()
@@ -199,5 +199,5 @@ def test_predictions_are_of_portable_and_only_where_it_is_the_default(
     assert {task.spec: is_predictable(task, SM_90) for task in todo} == {forward: False, narrow: True, SPEC: False}
     assert all(is_predictable(task, Target.for_arch("sm_80")) for task in todo)
     (task,) = (task for task in todo if task.spec == forward)
-    made = SpecPrediction(task, SM_90, prediction.toolchain, prediction.pool, asyncio.Queue(), compilations=2)
+    made = SpecPrediction(task, SM_90, prediction.toolchain, prediction.pool, asyncio.Queue(), 2, QUIET)
     assert made.default.schedule is Schedule.PORTABLE

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
 from attnforge.cache.schema import TunedEntry
 from attnforge.cache.store import TunedCacheStore
@@ -219,6 +220,17 @@ def test_a_driver_that_is_missing_is_named_with_the_extra_that_brings_it(monkeyp
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(DriverMissingError, match=r'pip install "attnforge\[postgresql\]"'):
         check_url("postgresql://me@host/x")
+
+
+def test_libpq_is_told_to_notice_a_host_that_is_gone_and_other_drivers_are_not() -> None:
+    def told(url: str) -> object:
+        return storage._engine_options(sqlalchemy.make_url(url))["connect_args"]
+
+    assert told("postgresql+psycopg://me@host/x") == storage.LIBPQ_OPTIONS
+    assert told("postgresql+psycopg://me@host/x?connect_timeout=3") == {
+        name: value for name, value in storage.LIBPQ_OPTIONS.items() if name != "connect_timeout"
+    }
+    assert told("postgresql+pg8000://me@host/x") == told("mysql+pymysql://me@host/x") == {}
 
 
 def test_a_target_has_studies_of_its_own_in_a_storage_that_all_share(tmp_path: Path) -> None:

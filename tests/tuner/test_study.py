@@ -19,7 +19,7 @@ from attnforge.compilation import Failure, FailureKind
 from attnforge.settings import Settings
 from attnforge.target import Target
 from attnforge.tuner.measurement import Measurement
-from attnforge.tuner.study import Studies, StudiesUnusableError, Study
+from attnforge.tuner.study import Studies, StudiesUnusableError, Study, StudyInUseError
 from attnforge.tuner.task import self_attention
 from tests.runtime.cache.entries import LATE, measured
 
@@ -95,7 +95,21 @@ def test_other_templates_of_a_schedule_start_its_part_afresh_and_leave_the_other
 
 def test_a_study_can_be_started_over(tmp_path: Path) -> None:
     study_in(tmp_path).record(VARIANT, MEASUREMENT)
-    Studies(Settings(tmp_path), TARGET).discard(SPEC, PROBLEM, VERSIONS)
+    Studies(Settings(tmp_path), TARGET).discard([(SPEC, PROBLEM)], VERSIONS)
+    assert study_in(tmp_path).outcomes == {}
+
+
+def test_studies_are_all_forgotten_or_none_while_another_tuner_tries_something(tmp_path: Path) -> None:
+    first, second = study_in(tmp_path), study_in(tmp_path, seqlen=4096)
+    first.record(VARIANT, MEASUREMENT)
+    assert second.claim(VARIANT)
+    wanted = [(SPEC, self_attention(80, seqlen, DType.BF16)) for seqlen in (1024, 4096)]
+    studies = Studies(Settings(tmp_path), TARGET)
+    with pytest.raises(StudyInUseError, match=r"backward_d80_causal.*--fresh"):
+        studies.discard(wanted, VERSIONS)
+    assert study_in(tmp_path).outcomes == {VARIANT: MEASUREMENT}
+    second.release()
+    studies.discard(wanted, VERSIONS)
     assert study_in(tmp_path).outcomes == {}
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from attnforge.cache.difference import difference
 from attnforge.cache.schema import Toolchain
-from tests.runtime.cache.entries import ARCH, GPU, LATE, a_cache, a_config, measured, predicted
+from tests.runtime.cache.entries import ARCH, GPU, LATE, a_cache, a_config, measured, predicted, unfit
 
 NEWER_TRITON = Toolchain(triton="3.9.0", torch="2.13.0", templates="0123456789abcdef")
 
@@ -55,3 +55,10 @@ def test_entries_are_paired_by_toolchain_first():
 
 def test_other_targets_differ():
     assert not difference(a_cache(measured(), target=ARCH), a_cache(measured(), target=GPU)).is_empty
+
+
+def test_what_only_other_templates_can_use_differs_too():
+    found = difference(a_cache(unfit=(unfit(64), unfit(96))), a_cache(unfit=(unfit(96, median_ms=1.0), unfit(128))))
+    assert [entry.spec.head_dim for entry in found.only_in_a] == [64]
+    assert [entry.spec.head_dim for entry in found.only_in_b] == [128]
+    assert [each.fields for each in found.different] == [{"median_ms": (1.25, 1.0)}]

@@ -1,5 +1,5 @@
 import re
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -58,7 +58,7 @@ def entries(draw):
         median_ms=draw(st.floats(1e-6, 1e6)),
         gain=draw(st.none() | st.floats(1e-3, 1e3)),
         trials=draw(st.integers(1, 10**6)),
-        created=draw(st.datetimes(timezones=st.just(UTC))),
+        created=draw(st.datetimes(max_value=datetime(9000, 12, 31), timezones=st.just(UTC))),
         noise=tuple(draw(st.lists(text, max_size=4))),
         conditions=draw(st.none() | st.builds(Conditions, before=STATES, after=STATES).map(lambda each: (each, each))),
     )
@@ -156,6 +156,7 @@ EDITS = {
     "negative time": (b"median_ms: 1.25", b"median_ms: -1.25", "median_ms"),
     "infinite time": (b"median_ms: 1.25", b"median_ms: .inf", "means different things"),
     "predicted with a time": (b"source: measured", b"source: predicted", "median_ms"),
+    "no later date": (b"'2026-01-01T00:00:00Z'", b"'9999-12-31T23:59:59Z'", "year 9999"),
     "no zone": (b"'2026-01-01T00:00:00Z'", b"'2026-01-01T00:00:00'", "timezone"),
     "arch": (b"arch: sm_90", b"arch: ../sm_90", "arch"),
     "entries is a mapping": (b"entries:\n", b"entries: {}\nrest:\n", "rest|entries"),

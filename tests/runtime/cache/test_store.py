@@ -6,9 +6,7 @@ import pytest
 from attnforge.cache import store
 from attnforge.cache.document import decode, encode
 from attnforge.cache.store import Origin, merge
-from attnforge.errors import (
-    CacheRefusedWarning,
-)
+from attnforge.errors import CacheRefusedWarning, CorruptCacheRefused, UnknownTargetError
 from attnforge.target import Target
 from tests.runtime.cache.entries import (
     ARCH,
@@ -191,3 +189,19 @@ def test_a_write_takes_nothing_away_that_other_templates_found(caches):
     cache = decode(path.read_bytes(), path)
     assert (cache.entries, cache.unfit) == ((measured(64), measured(96)), (unfit(128),))
     assert not list(path.parent.glob("*.refused*"))
+
+
+def test_a_target_is_named_by_the_stem_of_its_file_or_by_its_arch(caches):
+    caches.write(GPU, [measured()])
+    assert caches.target(GPU.slug) == GPU
+    assert caches.target("sm_80") == Target.for_arch("sm_80")
+    with pytest.raises(UnknownTargetError, match=f"known targets: sm_80,.*{GPU.slug}"):
+        caches.target("sm_99")
+
+
+def test_a_target_whose_only_file_is_refused_is_named_with_the_reason(caches):
+    put(caches.path(GPU), b"garbage")
+    with pytest.raises(CorruptCacheRefused, match="its first line"):
+        caches.target(GPU.slug)
+    put(caches.path(ARCH), b"garbage")
+    assert caches.target("sm_90") == ARCH

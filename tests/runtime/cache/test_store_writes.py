@@ -41,6 +41,13 @@ def test_a_corrupt_file_is_moved_aside_and_named(caches):
         assert entries_of(path) == (measured(),)
 
 
+def test_a_corrupt_file_is_no_hindrance_and_stays_until_there_is_something_to_write(caches):
+    path = put(caches.path(ARCH), b"garbage")
+    caches.check_writable(ARCH)
+    assert path.read_bytes() == b"garbage"
+    assert not list(path.parent.glob("*.refused*"))
+
+
 @pytest.mark.parametrize(
     ("content", "error"),
     [
@@ -51,6 +58,8 @@ def test_a_corrupt_file_is_moved_aside_and_named(caches):
 )
 def test_a_newer_or_foreign_file_is_left_alone(caches, content, error):
     path = put(caches.path(ARCH), content)
+    with pytest.raises(error):
+        caches.check_writable(ARCH)
     with pytest.raises(error):
         caches.write(ARCH, [measured(64)])
     assert path.read_bytes() == content
