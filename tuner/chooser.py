@@ -127,8 +127,8 @@ class Chooser:
         self.look_again()
         conditions = tuple(each.conditions for each in compared.comparisons if each.conditions is not None)
         disturbed = noise(conditions, [each.rounds_ms for each in compared.comparisons])
-        before = self._measured_before(problem)
-        in_office = before or self.in_office[problem].entry
+        known = (self._measured_before(problem), self.in_office[problem].entry)
+        in_office = max((each for each in known if each is not None), key=lambda each: each.created, default=None)
         if disturbed and in_office is not None and _was_compared_on(in_office, problem):
             return ProblemResult(problem, Verdict.NOISY, in_office, noise=disturbed)
         entry = TunedEntry(
@@ -143,7 +143,7 @@ class Chooser:
             tflops=operations(chosen.spec, problem) / ms * 1e-9,
             gain=None if default_ms is None else default_ms / ms,
             trials=len(self._search.studies[problem].outcomes),
-            created=_after(before),
+            created=_after(in_office),
             toolchain=self._resources.versions.toolchain(chosen.schedule, chosen.spec.pass_),
             conditions=conditions or None,
             noise=disturbed,
@@ -200,7 +200,7 @@ def _median_of_all(rounds_ms: Sequence[Sequence[float]]) -> float:
     return median(chain.from_iterable(rounds_ms))
 
 
-def _after(before: TunedEntry | None) -> datetime:
+def _after(earlier: TunedEntry | None) -> datetime:
     """Now; but later than what a new entry takes the place of, whatever the clock was that dated that one."""
     now = datetime.now(UTC)
-    return now if before is None else max(now, before.created + timedelta(microseconds=1))
+    return now if earlier is None else max(now, earlier.created + timedelta(microseconds=1))

@@ -71,7 +71,7 @@ def _line(width: int, name: str, seqlen: str, ms: str, tflops: str, gain: str, t
 def _config(each: ProblemResult) -> str:
     if each.entry is None:
         return str(each.verdict)
-    return f"{each.entry.schedule}/{each.entry.config.name}"
+    return each.entry.title
 
 
 def _numbers(result: SpecResult, each: ProblemResult) -> tuple[str, str, str, str]:

@@ -78,12 +78,7 @@ def decode(content: bytes, path: Path) -> TunedCache:
         # The first line is a comment: parsed along, it keeps the line numbers of messages right.
         record = msgspec.convert(parse(content.decode()), _CacheRecord)
         found = [_entry(index, entry) for index, entry in enumerate(record.entries)]
-        return TunedCache(
-            target=record.target,
-            attnforge=record.attnforge,
-            entries=tuple(entry for entry in found if isinstance(entry, TunedEntry)),
-            unfit=tuple(entry for entry in found if isinstance(entry, UnfitEntry)),
-        )
+        return TunedCache.of(record.target, record.attnforge, found)
     except UnicodeDecodeError as error:
         raise CorruptCacheRefused(path, "it is not UTF-8 text") from error
     except ValueError as error:  # of strict_yaml, msgspec, codegen and the schema

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
@@ -223,6 +224,14 @@ class TunedCache(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for key, count in keys.items():
             if count > 1:
                 raise ValueError(f"{count} entries for {key.spec.name} on {key.bucket.name}")
+
+    @classmethod
+    def of(cls, target: Target, attnforge: str, entries: Iterable[Entry]) -> TunedCache:
+        """The cache of entries, fit or not. Raises ValueError when two have one key."""
+        entries = tuple(entries)
+        fit = tuple(entry for entry in entries if isinstance(entry, TunedEntry))
+        unfit = tuple(entry for entry in entries if isinstance(entry, UnfitEntry))
+        return cls(target=target, attnforge=attnforge, entries=fit, unfit=unfit)
 
     @property
     def all_entries(self) -> tuple[Entry, ...]:

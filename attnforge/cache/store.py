@@ -169,7 +169,7 @@ class TunedCacheStore:
     ) -> tuple[Entry, ...]:
         with self._writable(path, root):
             existing = _existing(path, target, root, moves_corrupt)
-            _replace(path, _cache_of(target, merge(existing, entries)))
+            _replace(path, TunedCache.of(target, __version__, merge(existing, entries)))
             return existing
 
     @contextmanager
@@ -199,16 +199,6 @@ def _without(path: Path, unfit: Sequence[UnfitEntry]) -> str:
     return (
         f"tuned cache {path}: {len(unfit)} entries of other templates are not used, for their configs mean nothing to "
         f"these ({reasons}); run `attnforge tune` to have them measured again"
-    )
-
-
-def _cache_of(target: Target, entries: Iterable[Entry]) -> TunedCache:
-    entries = tuple(entries)
-    return TunedCache(
-        target=target,
-        attnforge=__version__,
-        entries=tuple(entry for entry in entries if isinstance(entry, TunedEntry)),
-        unfit=tuple(entry for entry in entries if isinstance(entry, UnfitEntry)),
     )
 
 

@@ -32,6 +32,7 @@ TASK = task(FORWARD_SPEC)
 BEST_CONFIG = SPACE.config({**fields_of(DEFAULT.config), **BEST})
 NOISY = {"before": {"sm_mhz": 1980, "temperature_c": 40, "power_w": 500.0, "throttled": [], "other_processes": 1}}
 NOISY |= {"after": NOISY["before"]}
+OTHER_TEMPLATES = Toolchain(triton=VERSIONS.triton, torch=VERSIONS.torch, templates="f" * 16)
 
 
 @pytest.fixture
@@ -140,19 +141,21 @@ def test_a_noisy_comparison_does_not_overwrite_what_another_tune_has_written_mea
 
 def test_nor_what_earlier_templates_found(script: Script) -> None:
     """It serves, so it would go before the noisy one."""
-    earlier = Toolchain(triton=VERSIONS.triton, torch=VERSIONS.torch, templates="f" * 16)
-    theirs = entry_of(BEST_CONFIG, toolchain=earlier)
+    theirs = entry_of(BEST_CONFIG, toolchain=OTHER_TEMPLATES)
     write(script, theirs)
     script.conditions = NOISY
     (result,) = run(session_of(script, [TASK], trials=3))
     assert [(each.verdict, each.entry) for each in result.problems] == [(Verdict.NOISY, theirs)]
 
 
-def test_a_winner_is_newer_than_what_it_replaces_whatever_the_clock_was(script: Script) -> None:
+@pytest.mark.parametrize("changes", [{}, {"toolchain": OTHER_TEMPLATES}], ids=["these templates", "others"])
+def test_a_winner_is_newer_than_what_it_replaces_whatever_the_clock_was(
+    script: Script, changes: dict[str, object]
+) -> None:
     tomorrow = datetime.now(UTC) + timedelta(days=1)
-    write(script, entry_of(DEFAULT.config, created=tomorrow))
+    write(script, entry_of(DEFAULT.config, created=tomorrow, **changes))
     run(session_of(script, [TASK], trials=6))
-    (entry,) = entries(script)
+    (entry,) = (each for each in entries(script) if not each.differences)
     assert entry.config != DEFAULT.config
     assert entry.created > tomorrow
 
