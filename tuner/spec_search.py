@@ -149,10 +149,10 @@ class SpecSearch:
             self._learn(problem, {variant: outcome})
 
     def measured(self, problem: Problem) -> dict[Variant, Measurement]:
-        """The configs that ran on a problem, the fastest first."""
+        """The configs that ran on a problem, the fastest first; of equals the first by name, whoever measured which."""
         outcomes = self.studies[problem].outcomes.items()
         ran = [(variant, outcome) for variant, outcome in outcomes if isinstance(outcome, Measurement)]
-        return dict(sorted(ran, key=lambda pair: pair[1].total_ms))
+        return dict(sorted(ran, key=lambda pair: (pair[1].total_ms, pair[0].name)))
 
     def failures(self) -> dict[Variant, Failure]:
         """The configs that failed on some problem, and how they first did."""

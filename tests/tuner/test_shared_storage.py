@@ -15,11 +15,14 @@ import sqlalchemy
 
 from attnforge.cache.schema import TunedEntry
 from attnforge.cache.store import TunedCacheStore
+from attnforge.codegen import Schedule, schedule_of
 from attnforge.compilation import Failure, FailureKind
 from attnforge.settings import Settings
 from attnforge.tuner import claimant, storage, study
 from attnforge.tuner.claimant import has_ended, this_process
 from attnforge.tuner.report.sources import read_sources
+from attnforge.tuner.search_space import SearchSpace
+from attnforge.tuner.spec_search import SpecSearch
 from attnforge.tuner.storage import (
     DriverMissingError,
     StorageUnusableError,
@@ -133,6 +136,26 @@ def test_a_beating_heart_keeps_a_claim(url: str, monkeypatch: pytest.MonkeyPatch
             assert not two.claim(VARIANT)
             time.sleep(0.2)
             two.refresh()
+
+
+def test_tuners_that_share_trials_agree_on_the_finalists_when_several_are_equally_fast(url: str) -> None:
+    """Each knows its own outcomes before it reads the other's."""
+    space = SearchSpace(SPEC, schedule_of(Schedule.PORTABLE, SPEC.pass_), PROBLEM.dtype, TARGET.limits)
+    equals = list(space.variants)[:6]
+    with host_of(url) as here, host_of(url) as there:
+        one, two = (
+            SpecSearch({Schedule.PORTABLE: space}, {PROBLEM: study_of(host)}, equals, trials=6, seed=0)
+            for host in (here, there)
+        )
+        turns = list(zip(equals, (two, one) * 3, strict=True))
+        assert all(search.claim(variant) for variant, search in turns)
+        for variant, search in turns:
+            search.record(variant, PROBLEM, MEASUREMENT)
+        for search in (one, two):
+            assert search.propose() is None
+            assert not search.waits_for_others()
+        assert one.finalists(PROBLEM, equals[0]) == two.finalists(PROBLEM, equals[0])
+        assert one.recombined() == two.recombined()
 
 
 def test_a_process_is_told_from_another_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
