@@ -6,11 +6,16 @@ from attnforge.compilation import Failure
 from attnforge.errors import AttnforgeError
 from attnforge.tuner.messages import Identity
 
+NEVER_OPENED = (
+    "\nSee in nvidia-smi whether that GPU is in good health and free; CUDA_VISIBLE_DEVICES set to others, such as"
+    " CUDA_VISIBLE_DEVICES=1, leaves it out"
+)
+
 
 class WorkerUnusableError(AttnforgeError):
     """No worker can be brought to say what it runs on."""
 
-    def __init__(self, failure: Failure, device: str = "its device", remedy: str = "") -> None:
+    def __init__(self, failure: Failure, device: str = "its device", remedy: str = NEVER_OPENED) -> None:
         self.failure = failure
         self.what = f"no measuring worker can open {device}: {failure.message}"
         super().__init__(self.what + remedy)

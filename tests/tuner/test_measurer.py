@@ -198,7 +198,7 @@ def test_opening_the_device_counts_against_no_request_but_its_own(script: Script
     script.opening_s = 600.0
     with measurer_of(script) as measurer:
         measurer.deadlines = Deadlines(identify=0.5)
-        with pytest.raises(WorkerUnusableError, match=r"deadline of 0\.5 s"):
+        with pytest.raises(WorkerUnusableError, match=r"(?s)deadline of 0\.5 s.*CUDA_VISIBLE_DEVICES=1"):
             asyncio.run(measurer.identify())
     assert not workers_of(os.getpid())
 
