@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnforge.compilation import Failure
 from attnforge.errors import AttnforgeError
 from attnforge.tuner.messages import Identity
+from attnforge.wording import counted
 
 NEVER_OPENED = (
     "\nSee in nvidia-smi whether that GPU is in good health and free; CUDA_VISIBLE_DEVICES set to others, such as"
@@ -37,4 +38,4 @@ class DeviceLostWarning(UserWarning):
     """A GPU is lost, and the tune goes on with the others."""
 
     def __init__(self, error: WorkerUnusableError, left: int) -> None:
-        super().__init__(f"{error.what}\nThe tune goes on without it, on {left} GPU{'s' * (left > 1)}")
+        super().__init__(f"{error.what}\nThe tune goes on without it, on {counted(left, 'GPU')}")

@@ -230,14 +230,10 @@ class Measurer:
         if self._is_closed:
             self._retire()
             return _OVER
-        answered = worker.ask(msgspec.json.encode(request), self.deadlines.of(request))
-        reply = answered if isinstance(answered, Failure) else _decoded(answered)
-        if isinstance(reply, Fatal):
+        reply = worker.ask(msgspec.json.encode(request), self.deadlines.of(request), _REPLIES)
+        if isinstance(reply, Fatal) or not worker.is_alive:
             self._retire()
-            return reply.failure
-        if answered is reply or reply is _GARBAGE:
-            self._retire()
-        return reply
+        return reply.failure if isinstance(reply, Fatal) else reply
 
     def _start(self) -> Worker:
         if self._worker is None:
@@ -253,15 +249,7 @@ class Measurer:
 
 
 _OVER = Failure(FailureKind.CRASH, "the tune is over")
-_GARBAGE = Failure(FailureKind.CRASH, "the worker answered with something that is no reply")
-
-
-def _decoded(frame: bytes) -> Reply:
-    try:
-        reply: Reply = msgspec.json.decode(frame, type=Reply)
-    except (msgspec.DecodeError, RecursionError):  # the latter where it is nested too deep
-        return _GARBAGE
-    return reply
+_REPLIES = msgspec.json.Decoder[Reply](Reply)
 
 
 def _why_not(reply: Reply) -> Failure:

@@ -20,6 +20,7 @@ from attnforge.target import Target
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.result import SpecResult, Verdict
 from attnforge.tuner.spec_search import SpecSearch
+from attnforge.wording import counted
 
 BAR_WIDTH = 10
 """Columns: with the longest phase and a spec's name, a row fits into 80."""
@@ -75,11 +76,6 @@ class TuneProgress(Protocol):
 
     def close(self) -> None:
         """The tune is over, one way or another."""
-
-
-def counted(number: int, noun: str, nouns: str = "") -> str:
-    """Such as 1 spec, 2 specs."""
-    return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
 def opening(target: Target, specs: int, devices: int) -> str:

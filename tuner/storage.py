@@ -39,8 +39,7 @@ class StorageUnusableError(AttnforgeError):
     remedy = "see to the server, or name another with --storage"
 
     def __init__(self, url: str, reason: object) -> None:
-        words = _first_line(innermost(reason) if isinstance(reason, Exception) else reason)
-        super().__init__(f"the storage {shown(url)} cannot be used ({words}): {self.remedy}")
+        super().__init__(f"the storage {shown(url)} cannot be used ({_first_line(reason)}): {self.remedy}")
 
 
 class StorageUrlError(StorageUnusableError, ValueError):
@@ -66,11 +65,11 @@ class DriverMissingError(StorageUnusableError):
 class TrialsNotStoredError(AttnforgeError):
     """The database was there when the tune began, and is not now."""
 
-    def __init__(self, url: str | None, reason: object) -> None:
+    def __init__(self, url: str | None, error: Exception) -> None:
         where = "in the user's folder" if url is None else shown(url)
-        words = _first_line(innermost(reason) if isinstance(reason, Exception) else reason)
         super().__init__(
-            f"trials can no longer be stored {where} ({words}): what was finished is kept, the same command goes on"
+            f"trials can no longer be stored {where} ({_first_line(error)}): what was finished is kept, the same"
+            " command goes on"
         )
 
 
@@ -80,7 +79,8 @@ def innermost(error: BaseException) -> BaseException:
     return error if inner is None else innermost(inner)
 
 
-def _first_line(words: object) -> str:
+def _first_line(reason: object) -> str:
+    words = innermost(reason) if isinstance(reason, Exception) else reason
     return (str(words).strip().splitlines() or [type(words).__name__])[0]
 
 

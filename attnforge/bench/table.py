@@ -11,6 +11,7 @@ from rich.text import Text
 
 from attnforge.bench.results import HOST_BAR_US, OURS, Cell, Failure, HostCost, Measurement, Results
 from attnforge.bench.summary import compare
+from attnforge.wording import counted
 
 NOTHING = "–"
 
@@ -76,7 +77,7 @@ def _failure_lines(results: Results) -> Iterator[str]:
         if isinstance(outcome, Failure)
     )
     for (label, pass_, reason), count in reasons.items():
-        yield f"{NOTHING} {label}, {pass_}, {count} cell{'s' if count > 1 else ''}: {reason}"
+        yield f"{NOTHING} {label}, {pass_}, {counted(count, 'cell')}: {reason}"
 
 
 def report(results: Results) -> RenderableType:

@@ -166,6 +166,11 @@ class Entry(Provenance, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.toolchain.differences(Toolchain.installed(self.schedule, self.spec.pass_))
 
     @property
+    def rank(self) -> tuple[bool, bool, datetime]:
+        """The greater goes first: measured before predicted, quiet before noisy, then the newer."""
+        return self.source is Source.MEASURED, not self.noise, self.created
+
+    @property
     def title(self) -> str:
         """Schedule and config, for tables."""
         return f"{self.schedule}/(of other templates)"

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -139,10 +138,10 @@ class TunedCacheStore:
     def write(self, target: Target, entries: Iterable[TunedEntry]) -> Path:
         """Merges entries into the target's file and returns its path; without any, the file is left alone.
 
-        The file is at any moment either the old or the new one. See merge() for which of
-        two entries stays. A corrupt file is moved aside with a warning. Raises
-        CacheRefused, and writes nothing, when the file is foreign, newer or untrusted; CacheNotWrittenError when the
-        lock cannot be had, the disk is full, or an entry could not be read back.
+        The file is at any moment either the old or the new one. See merge() for which of two entries stays. A corrupt
+        file is moved aside with a warning. Raises CacheRefused, and writes nothing, when the file is foreign, newer or
+        untrusted; CacheNotWrittenError when the lock cannot be had, the disk is full, or an entry could not be read
+        back.
         """
         path, entries = self.path(target), tuple(entries)
         if entries:
@@ -232,18 +231,12 @@ def _replace(path: Path, cache: TunedCache) -> None:
 
 
 def merge(existing: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, ...]:
-    """At most one entry a key: measured before predicted, quiet before noisy, then the newer.
-
-    Predictions of what was measured since go.
-    """
+    """At most one entry a key, that of the highest rank; of equals the new one. Predictions of what was measured since
+    go."""
     best: dict[EntryKey, Entry] = {}
     for entry in (*existing, *new):
         rival = best.get(entry.key)
-        if rival is None or _rank(entry) >= _rank(rival):
+        if rival is None or entry.rank >= rival.rank:
             best[entry.key] = entry
     measured = {(e.spec, e.bucket) for e in best.values() if e.source is Source.MEASURED}
     return tuple(e for e in best.values() if e.source is Source.MEASURED or (e.spec, e.bucket) not in measured)
-
-
-def _rank(entry: Entry) -> tuple[bool, bool, datetime]:
-    return entry.source is Source.MEASURED, not entry.noise, entry.created

@@ -48,7 +48,7 @@ from attnforge.tuner.measurer import INTERPRETER_WORKER, Deadlines, Measurer, in
 from attnforge.tuner.offer import offer
 from attnforge.tuner.prediction import is_predictable
 from attnforge.tuner.prediction_session import PredictionSession
-from attnforge.tuner.progress import counted, progress_for
+from attnforge.tuner.progress import progress_for
 from attnforge.tuner.result import SpecResult
 from attnforge.tuner.session import Session
 from attnforge.tuner.storage import check_url, shown
@@ -56,6 +56,7 @@ from attnforge.tuner.strategy import StrategyName
 from attnforge.tuner.summary import summary
 from attnforge.tuner.task import Task, tasks
 from attnforge.users_kernels import write_users_kernels
+from attnforge.wording import counted
 
 SEQLENS = (1024, 4096, 16384)
 QUICK_SEQLENS = (4096,)
@@ -152,10 +153,10 @@ def tune(
     compilations = trials or (QUICK_COMPILATIONS if quick else COMPILATIONS)
     predicted = _predict(todo, Target.for_arch(target), compilations, effort.jobs, settings, console)
     if predicted and quick and not head_dim:
-        console.print(
+        _say(
+            console,
             f"Left out: head dims other than {_listed(QUICK_HEAD_DIMS)}, sequence lengths other than"
             f" {_listed(QUICK_SEQLENS)}, configs that seldom win. For all of them: attnforge tune --target {target}",
-            highlight=False,
         )
 
 
@@ -230,7 +231,7 @@ def _predict(
     if not todo:
         return False
     if any(len(offer(task.spec, task.problems[0].dtype, target.limits).spaces) > 1 for task in todo):
-        console.print("Predicting the portable schedule: others are tuned on the GPU itself.", highlight=False)
+        _say(console, "Predicting the portable schedule: others are tuned on the GPU itself.")
     environment = interpreting_environment(os.environ)
     session = PredictionSession(
         tasks=todo,

@@ -98,10 +98,7 @@ class CompilePool:
 
     def _compile(self, worker: Worker, job: CompileJob) -> Outcome:
         printed = worker.output_size
-        reply = worker.ask(msgspec.json.encode(job), self._deadline_s)
-        outcome = reply if isinstance(reply, Failure) else _decoded(reply)
-        if outcome is _GARBAGE:
-            worker.kill()  # what it says next is not to be trusted either
+        outcome = worker.ask(msgspec.json.encode(job), self._deadline_s, _OUTCOMES)
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.COMPILE:
             # The compiler's diagnostics go to stderr, its exception often says no more than "PassManager::run failed".
             return Failure(outcome.kind, outcome.message + worker.printed_since(printed))
@@ -121,15 +118,7 @@ class CompilePool:
         worker.close()
 
 
-_GARBAGE = Failure(FailureKind.CRASH, "the compiler answered with something that is no report")
-
-
-def _decoded(frame: bytes) -> Outcome:
-    try:
-        outcome: Outcome = msgspec.json.decode(frame, type=Outcome)
-    except (msgspec.DecodeError, RecursionError):  # the latter where it is nested too deep
-        return _GARBAGE
-    return outcome
+_OUTCOMES = msgspec.json.Decoder[Outcome](Outcome)
 
 
 def _environment() -> dict[str, str]:

@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, NoReturn
+from typing import IO, NoReturn, TypeVar
+
+import msgspec
 
 from attnforge.compilation.frames import FrameError, receive_frame, send_frame
 from attnforge.compilation.outcome import Failure, FailureKind
@@ -30,6 +32,7 @@ READY = b"ready"
 FOLDER_PREFIX = "attnforge-worker-"
 """Of the temporary folder that each worker has for itself and what it starts."""
 _BYTES_QUOTED = 2000
+Reply = TypeVar("Reply")
 
 
 class WorkerNotStartedError(AttnforgeError):
@@ -100,8 +103,8 @@ class Worker:
         """Bytes that it has printed so far."""
         return self._output.seek(0, os.SEEK_END)
 
-    def ask(self, request: bytes, deadline_s: float) -> bytes | Failure:
-        """The reply to a request. After a Failure the worker is dead: start another.
+    def ask(self, request: bytes, deadline_s: float, decoder: msgspec.json.Decoder[Reply]) -> Reply | Failure:
+        """The reply to a request. When the worker gave none that can be read, it is dead, and a Failure says why.
 
         The deadline counts from when the worker is up.
         """
@@ -110,7 +113,7 @@ class Worker:
             if not self._is_ready:
                 self._is_ready = receive_frame(self._connection, START_DEADLINE_S) == READY
             send_frame(self._connection, request)
-            return receive_frame(self._connection, deadline_s)
+            return decoder.decode(receive_frame(self._connection, deadline_s))
         except TimeoutError:
             self.kill()
             limit = f"{deadline_s:g} s" if self._is_ready else f"{START_DEADLINE_S:g} s to start"
@@ -118,6 +121,9 @@ class Worker:
         except (FrameError, OSError) as error:
             self.kill()
             return Failure(FailureKind.CRASH, f"{self._death(error)}{self.printed_since(printed)}")
+        except (msgspec.DecodeError, RecursionError):  # the latter where it is nested too deep
+            self.kill()  # what it says next is not to be trusted either
+            return Failure(FailureKind.CRASH, "the worker answered with something that is no reply")
 
     def printed_since(self, position: int) -> str:
         """The end of what it has printed since ``position``, on lines of its own; empty when it printed nothing."""

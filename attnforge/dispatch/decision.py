@@ -139,7 +139,7 @@ def candidates(
         and (match.entry.source is Source.MEASURED or match.entry.schedule is default.schedule)
     ]
     newest: dict[tuple[object, ...], TunedEntry] = {}
-    for match in sorted(found, key=lambda match: (not match.entry.noise, match.entry.created)):
+    for match in sorted(found, key=lambda match: match.entry.rank):
         newest[_contest(match)] = match.entry
     return [match for match in found if match.entry.schedule is newest[_contest(match)].schedule]
 

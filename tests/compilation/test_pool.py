@@ -112,7 +112,7 @@ def test_an_answer_that_is_no_report_is_a_crash_and_the_worker_is_replaced(pool:
     failure = outcome(pool, behaviour)
     assert isinstance(failure, Failure)
     assert failure.kind is FailureKind.CRASH
-    assert "no report" in failure.message
+    assert "no reply" in failure.message
     assert outcome(pool, faulty_worker.GOOD) == faulty_worker.REPORT
     assert not children_of(os.getpid()) & first
 

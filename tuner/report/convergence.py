@@ -8,6 +8,7 @@ from math import ceil, floor, log, log10
 
 from attnforge.tuner.measurement import Measurement
 from attnforge.tuner.trial import Outcome
+from attnforge.wording import counted
 
 WIDTH, HEIGHT = 340.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 22.0, 28.0
@@ -141,7 +142,7 @@ def _steps(axes: _Axes, times: Sequence[float | None]) -> str:
 
 def _summary(times: Sequence[float | None], best: float | None, default_ms: float | None) -> str:
     failed = sum(time is None for time in times)
-    counts = f"{len(times)} trial{'' if len(times) == 1 else 's'}, {failed or 'none'} of them failed"
+    counts = f"{counted(len(times), 'trial')}, {failed or 'none'} of them failed"
     if best is None:
         return f"{counts}; nothing ran"
     if best == default_ms:

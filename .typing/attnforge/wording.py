@@ -1,0 +1,1 @@
+../../attnforge/wording.py
